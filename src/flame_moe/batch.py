@@ -1,0 +1,141 @@
+"""Samples and batches: ragged sequences with absence kept as absence.
+
+Shape suffixes: B samples in the batch, n of them that have the modality, L steps, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flame_moe.errors import DataError
+
+
+class Observation(NamedTuple):
+    """One modality of one sample, as numpy arrays in natural units.
+
+    Attributes:
+        values: (L, C) float32, L >= 1; cells that are not observed hold anything.
+        times: (L,) float32, non-decreasing, >= 0, or None for modalities without times.
+        observed: (L, C) bool, or None where every cell is observed.
+    """
+
+    values: NDArray[np.float32]
+    times: NDArray[np.float32] | None = None
+    observed: NDArray[np.bool_] | None = None
+
+
+class Sample(NamedTuple):
+    """A unit of prediction (a stay, an exam, an image) with any non-empty subset of modalities.
+
+    Attributes:
+        id: unique in its store.
+        subject: the person; splits are by subject.
+        modalities: modality name -> Observation; an absent modality has no entry.
+        targets: task name -> (target_width,) float32; an absent label has no entry.
+    """
+
+    id: str
+    subject: str
+    modalities: Mapping[str, Observation]
+    targets: Mapping[str, NDArray[np.float32]]
+
+
+class ModalityBatch(NamedTuple):
+    """One modality of a batch: only the samples that have it.
+
+    Attributes:
+        rows: (n,) int64, ascending positions in the batch.
+        values: (n, L, C) float32, zero beyond each length and where not observed.
+        lengths: (n,) int64, each >= 1.
+        times: (n, L) float32 or None.
+        observed: (n, L, C) bool or None.
+    """
+
+    rows: Tensor
+    values: Tensor
+    lengths: Tensor
+    times: Tensor | None = None
+    observed: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(n, L) bool: true on steps that exist, false on padding."""
+        steps = torch.arange(self.values.shape[1], device=self.values.device)
+        return steps[None, :] < self.lengths[:, None]
+
+
+class FlexiBatch(NamedTuple):
+    """Samples of one task. A modality that is not there is an absent row, never a zero-filled one.
+
+    Attributes:
+        task: name of the task.
+        size: B.
+        modalities: modality name -> ModalityBatch; modalities that no sample has are left out.
+        target: (B, target_width) float32, NaN where unknown.
+        ids: B sample ids.
+    """
+
+    task: str
+    size: int
+    modalities: dict[str, ModalityBatch]
+    target: Tensor
+    ids: tuple[str, ...]
+
+
+def collate(samples: Sequence[Sample], task: str, modalities: Sequence[str], target_width: int) -> FlexiBatch:
+    """Pad ragged samples into a batch: the simple reference that the store's fast path is tested against.
+
+    Args:
+        samples: at least one.
+        task: which target to take.
+        modalities: which modalities to take; others are not read.
+        target_width: width of the target, for samples without one.
+
+    Raises:
+        DataError: if there are no samples, or one has none of the modalities.
+    """
+    if not samples:
+        raise DataError("a batch needs at least one sample", where=f"task '{task}'")
+    for sample in samples:
+        if not any(name in sample.modalities for name in modalities):
+            raise DataError(
+                f"sample '{sample.id}' has none of the modalities {', '.join(modalities)}",
+                where=f"task '{task}'",
+                mend="Leave it out, or give it at least one.",
+            )
+    parts: dict[str, ModalityBatch] = {}
+    for name in modalities:
+        rows = [i for i, sample in enumerate(samples) if name in sample.modalities]
+        if rows:
+            parts[name] = _pad([samples[i].modalities[name] for i in rows], rows)
+    unknown = np.full(target_width, np.nan, dtype=np.float32)
+    target = np.stack([np.asarray(s.targets.get(task, unknown), dtype=np.float32) for s in samples])
+    return FlexiBatch(task, len(samples), parts, torch.from_numpy(target), tuple(s.id for s in samples))
+
+
+def _pad(observations: Sequence[Observation], rows: Sequence[int]) -> ModalityBatch:
+    lengths = np.array([len(o.values) for o in observations])
+    shape = (len(observations), int(lengths.max()), observations[0].values.shape[1])
+    values = np.zeros(shape, dtype=np.float32)
+    times = np.zeros(shape[:2], dtype=np.float32) if observations[0].times is not None else None
+    observed = np.zeros(shape, dtype=bool) if observations[0].observed is not None else None
+    for i, o in enumerate(observations):
+        n = len(o.values)
+        values[i, :n] = o.values if o.observed is None else np.where(o.observed, o.values, 0.0)
+        if times is not None and o.times is not None:
+            times[i, :n] = o.times
+        if observed is not None and o.observed is not None:
+            observed[i, :n] = o.observed
+    return ModalityBatch(
+        rows=torch.as_tensor(rows, dtype=torch.int64),
+        values=torch.from_numpy(values),
+        lengths=torch.from_numpy(lengths.astype(np.int64)),
+        times=None if times is None else torch.from_numpy(times),
+        observed=None if observed is None else torch.from_numpy(observed),
+    )

@@ -1,0 +1,294 @@
+"""What exists and what is asked: modalities, tasks, stages and recipes.
+
+Frozen, keyword-only, validated with a sentence; an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flame_moe.errors import RecipeError, nearest
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+ModalityKind = Literal["series", "timed", "patches", "table"]
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
+Preset = Literal["residual", "paper", "reference", "no_moe", "dense", "shared_router"]
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+
+
+class Description(BaseModel):
+    """Base of every description: immutable, no unknown keys, errors in one sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, data: Any, *, where: str) -> Self:
+        """Validate plain data.
+
+        Raises:
+            RecipeError: naming the key, what is wrong with it and the nearest known key.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _sentence(cls, error, where) from None
+
+    def plain(self) -> dict[str, Any]:
+        """The description as JSON-ready data; `parse` reads it back."""
+        return self.model_dump(mode="json")
+
+
+class Modality(Description):
+    """One kind of input, a sequence of feature vectors per sample.
+
+    Kinds:
+        series: values (L, C) at irregular times (L,), each cell observed or not (vital signs, laboratory values).
+        timed: whole vectors (L, C) at times (L,) (embeddings of notes, images, waveforms).
+        patches: an ordered sequence of vectors (L, C) without times (image patches, strokes, codes).
+        table: one vector (1, C), each cell observed or not.
+
+    Times are hours since the sample's origin divided by its window, so 0..1 for every modality.
+    """
+
+    name: Name
+    kind: ModalityKind
+    features: Annotated[int, Field(ge=1)]
+    channels: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    scaling: Literal["standard", "quantile", "none"] = "standard"
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for label, names in (("channels", self.channels), ("units", self.units)):
+            if names and len(names) != self.features:
+                raise ValueError(f"modality '{self.name}' has {self.features} features but {len(names)} {label}")
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError(f"modality '{self.name}' names a channel twice")
+        return self
+
+    @property
+    def has_times(self) -> bool:
+        return self.kind in ("series", "timed")
+
+    @property
+    def has_observed(self) -> bool:
+        return self.kind in ("series", "table")
+
+
+class Task(Description):
+    """A prediction target and the modalities it reads, in the order in which the head sees them.
+
+    `classes` names the outputs: two for binary (negative, positive), one per class for multiclass, one per label for
+    multilabel, one per value for regression. Targets are stored as float32: (1,) holding 0/1 or the class index,
+    (n_labels,) of 0/1, or (n_values,) in natural units; NaN means that the sample has no label.
+    """
+
+    name: Name
+    kind: TaskKind
+    modalities: Annotated[tuple[Name, ...], Field(min_length=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    family: str = "default"
+    interaction: Literal["spread", "concentrate", "none"] = "spread"
+    loss: Literal["plain", "weighted", "focal"] = "plain"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    description: str = ""
+    caveat: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"task '{self.name}' names a modality twice")
+        if self.kind == "binary" and len(self.classes) != 2:
+            raise ValueError(f"binary task '{self.name}' needs exactly two classes (negative, positive)")
+        if self.kind == "multiclass" and len(self.classes) < 2:
+            raise ValueError(f"multiclass task '{self.name}' needs at least two classes")
+        if self.kind == "regression" and self.loss != "plain":
+            raise ValueError(f"regression task '{self.name}' has no classes to weight: use loss = 'plain'")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Width of the logits: 1 for binary, else one per class, label or value."""
+        return 1 if self.kind == "binary" else len(self.classes)
+
+    @property
+    def target_width(self) -> int:
+        """Width of the stored target."""
+        return len(self.classes) if self.kind in ("multilabel", "regression") else 1
+
+
+class TaskOverride(Description):
+    """What a recipe may change of a store's task."""
+
+    modalities: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    interaction: Literal["spread", "concentrate", "none"] | None = None
+    loss: Literal["plain", "weighted", "focal"] | None = None
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+    def apply(self, task: Task) -> Task:
+        changes = {key: value for key, value in self if value is not None}
+        return Task.parse({**task.plain(), **changes}, where=f"tasks.{task.name}")
+
+
+class Stage(Description):
+    """Tasks that are learned jointly, at one point of the stream."""
+
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    epochs: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("a stage names a task twice")
+        return self
+
+
+class DataConfig(Description):
+    """Where the samples come from."""
+
+    source: Name
+    raw: str | None = None
+    store: str | None = None
+    options: dict[str, Any] = {}
+
+
+class ModelConfig(Description):
+    """Shape of the network; presets are explained in `flame_moe.nn.block`."""
+
+    preset: Preset = "residual"
+    width: Annotated[int, Field(ge=4)] = 64
+    heads: Annotated[int, Field(ge=1)] = 4
+    blocks: Annotated[int, Field(ge=1)] = 1
+    experts: Annotated[int, Field(ge=1)] = 8
+    top_k: Annotated[int, Field(ge=1)] = 2
+    hidden: Annotated[int, Field(ge=1)] = 128
+    kernel: Annotated[int, Field(ge=1)] = 3
+    gate: Literal["laplace", "softmax", "gaussian"] = "laplace"
+    readout: Literal["last", "mean", "attention"] = "mean"
+    dropout: Fraction = 0.1
+    steps: Annotated[int, Field(ge=1)] = 24
+    time_width: Annotated[int, Field(ge=2)] = 32
+    patches: Annotated[int, Field(ge=1)] = 16
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    interaction: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.time_width % self.heads:
+            raise ValueError(f"time_width {self.time_width} is not a multiple of heads {self.heads}")
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} is above the pool of {self.experts} experts")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is even: a length-preserving convolution needs an odd width")
+        return self
+
+
+class TrainConfig(Description):
+    """One loop for every stage."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    sampling: Literal["round_robin", "proportional", "temperature"] = "round_robin"
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    patience: Annotated[int, Field(ge=1)] | None = None
+    select: Literal["joint", "per_task", "last"] = "joint"
+    modality_dropout: Fraction = 0.0
+    label_smoothing: Fraction = 0.0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: Literal["cpu", "cuda", "auto"] = "cpu"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    bootstrap: Annotated[int, Field(ge=0)] = 500
+
+
+class MethodConfig(Description):
+    """How a later stage is learned (`flame_moe.continual.methods`)."""
+
+    name: Name = "flame"
+    rank: Annotated[int, Field(ge=0)] | None = 16
+
+
+class Recipe(Description):
+    """Everything a run is made from; with its seed it determines the result."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    tasks: dict[Name, TaskOverride] = {}
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    method: MethodConfig = MethodConfig()
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> Self:
+        named = [task for stage in self.stages for task in stage.tasks]
+        twice = sorted({task for task in named if named.count(task) > 1})
+        if twice:
+            raise ValueError(f"task '{twice[0]}' is in two stages; a task is learned once")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a TOML file.
+
+        Raises:
+            RecipeError: if the file is missing, is not TOML, or a key or value is wrong.
+        """
+        path = Path(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError("there is no such recipe", where=str(path), mend="Check the path.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe is not valid TOML: {error}", where=str(path)) from None
+        return cls.parse(data, where=str(path))
+
+
+def _sentence(cls: type[BaseModel], error: ValidationError, where: str) -> RecipeError:
+    """Turn pydantic's first complaint into one sentence with place and mend."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    place = f"{where}: {'.'.join(path)}" if path else where
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(cls, path[:-1])
+        return RecipeError(f"unknown key '{path[-1]}'", where=place, mend=nearest(path[-1], known))
+    if first["type"] == "missing":
+        return RecipeError(f"the key '{path[-1]}' is missing", where=place, mend=f"Add '{path[-1]}'.")
+    if first["type"] == "literal_error":
+        expected = str(first.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ")
+        known = [word.strip() for word in expected.split(",") if word.strip()]
+        return RecipeError(f"unknown value {first['input']!r}", where=place, mend=nearest(str(first["input"]), known))
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return RecipeError(message[:1].lower() + message[1:] + shown, where=place)
+
+
+def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the fields of the description found by walking `path` from `cls`."""
+    current: Any = cls
+    for part in path:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            if part not in current.model_fields:
+                return []
+            current = current.model_fields[part].annotation
+        models = [arg for arg in _flatten(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        current = models[0] if models else current
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    args = get_args(annotation)
+    return [annotation] if not args else [leaf for arg in args for leaf in _flatten(arg)]
