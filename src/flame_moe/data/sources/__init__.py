@@ -1,0 +1,38 @@
+"""The registry of sources: one line per source, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from flame_moe.data.sources.base import Source, SplitSpec
+from flame_moe.errors import DataError, nearest
+
+__all__ = ["Source", "SplitSpec", "get_source", "source_names"]
+
+_SOURCES: dict[str, str] = {
+    "clinic": "flame_moe.data.sources.clinic",
+    "digits": "flame_moe.data.sources.digits",
+    "physionet2012": "flame_moe.data.sources.physionet2012",
+}
+
+
+def source_names() -> tuple[str, ...]:
+    """Names of the sources that can be prepared, in alphabetical order."""
+    return tuple(sorted(_SOURCES))
+
+
+def get_source(name: str) -> Source[Any]:
+    """The source of that name.
+
+    Raises:
+        DataError: if there is none; the message names the nearest.
+
+    Example:
+        >>> get_source("digits").needs_raw
+        False
+    """
+    if name not in _SOURCES:
+        raise DataError(f"unknown source '{name}'", mend=nearest(name, _SOURCES))
+    source: Source[Any] = importlib.import_module(_SOURCES[name]).SOURCE
+    return source
