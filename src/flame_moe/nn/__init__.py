@@ -1,0 +1,8 @@
+"""The network: growable weights, routing, experts, encoders, heads."""
+
+from __future__ import annotations
+
+from flame_moe.nn.model import Flame, Output
+from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StackedNorm, StageVector
+
+__all__ = ["Flame", "Output", "StackedLinear", "StackedMatrix", "StackedNorm", "StageVector"]

@@ -1,0 +1,133 @@
+"""The cross-modal block: per-modality attention, then one mixture of experts shared by all modalities.
+
+| preset | what differs |
+|---|---|
+| residual | default: pre-norm residual connections around attention and experts, positions, own patch maps |
+| paper | no residual: Y = MoE(LN(MHSA(LN X))), last step read out, no positions |
+| reference | paper, with what the published code does: zero-initialised gates, interaction loss on noisy sparse gates |
+| no_moe | control: residual without the experts |
+| dense | control: the K active experts for everybody, no router; equal active parameters |
+| shared_router | control: residual with one router for all modalities |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flame_moe.nn.attention import SelfAttention
+from flame_moe.nn.experts import ExpertPool
+from flame_moe.nn.gating import Router, Routing
+from flame_moe.nn.moe import Sequences, mixture
+from flame_moe.nn.stacked import StackedNorm
+from flame_moe.schema import ModelConfig
+
+_SHARED = "shared"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The switches behind a preset's name."""
+
+    residual: bool = True
+    positions: bool = True
+    experts: Literal["routed", "dense", "none"] = "routed"
+    shared_router: bool = False
+    zero_gate: bool = False
+    clean_interaction: bool = True
+    readout: Literal["last", "mean", "attention"] | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "residual": Preset(),
+    "paper": Preset(residual=False, positions=False, readout="last"),
+    "reference": Preset(residual=False, positions=False, zero_gate=True, clean_interaction=False, readout="last"),
+    "no_moe": Preset(experts="none"),
+    "dense": Preset(experts="dense"),
+    "shared_router": Preset(shared_router=True),
+}
+
+
+class ModalityLayer(nn.Module):
+    """What one modality owns in a block: its self-attention, and the norms before it and before the experts."""
+
+    def __init__(self, config: ModelConfig, stage: int) -> None:
+        super().__init__()
+        self.before = StackedNorm(config.width, stage=stage)
+        self.attention = SelfAttention(config.width, config.heads, config.dropout, stage=stage)
+        routed = PRESETS[config.preset].experts != "none"
+        self.between = StackedNorm(config.width, stage=stage) if routed else None
+
+
+class Block(nn.Module):
+    """One block. Modalities meet in the shared experts and nowhere else; the head fuses them.
+
+    Args:
+        config: widths, experts, preset.
+        stage: the stage in which the shared pool is trained first.
+    """
+
+    def __init__(self, config: ModelConfig, stage: int = 0) -> None:
+        super().__init__()
+        self.config, self.preset = config, PRESETS[config.preset]
+        self.layers = nn.ModuleDict()
+        self.routers = nn.ModuleDict()
+        self.pool: ExpertPool | None = None
+        if self.preset.experts != "none":
+            size = config.top_k if self.preset.experts == "dense" else config.experts
+            self.pool = ExpertPool(size, config.width, config.hidden, config.kernel, config.dropout, stage=stage)
+
+    def add_modality(self, name: str, stage: int) -> None:
+        """Norms and attention of a modality that first appears at `stage`."""
+        self.layers[name] = ModalityLayer(self.config, stage)
+
+    def add_router_head(self, name: str, stage: int) -> None:
+        """A router head for the tasks of `stage` on this modality (one for all with a shared router)."""
+        if self.preset.experts != "routed":
+            return
+        key = self._router_key(name)
+        if key not in self.routers:
+            c = self.config
+            self.routers[key] = Router(c.width, c.experts, c.top_k, c.gate, zero=self.preset.zero_gate)
+        router = self.routers[key]
+        assert isinstance(router, Router)
+        if str(stage) not in router.heads:
+            router.add_head(stage)
+
+    def forward(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Sequences], dict[str, Routing]]:
+        """Transform every modality's sequences; also returns where they were routed."""
+        rate = self.config.dropout
+        attended: dict[str, Tensor] = {}
+        ready: dict[str, Sequences] = {}
+        for name, (x, mask) in inputs.items():
+            layer = self.layers[name]
+            assert isinstance(layer, ModalityLayer)
+            a = F.dropout(layer.attention(layer.before(x, cursor), mask, cursor), rate, self.training)
+            attended[name] = x + a if self.preset.residual else a
+            if layer.between is not None:
+                ready[name] = Sequences(layer.between(attended[name], cursor), mask)
+        if self.pool is None:
+            return {name: Sequences(attended[name], inputs[name].mask) for name in inputs}, {}
+        routings = {name: self._route(name, z, cursor) for name, z in ready.items()}
+        mixed = mixture(ready, routings, self.pool, cursor)
+        out: dict[str, Sequences] = {}
+        for name, y in mixed.items():
+            y = F.dropout(y, rate, self.training)
+            out[name] = Sequences(attended[name] + y if self.preset.residual else y, inputs[name].mask)
+        return out, routings if self.preset.experts == "routed" else {}
+
+    def _route(self, name: str, z: Sequences, cursor: int) -> Routing:
+        if self.preset.experts == "routed":
+            return self.routers[self._router_key(name)](z.x, z.mask, cursor)
+        n, k = len(z.x), self.config.top_k
+        index = torch.arange(k, device=z.x.device).expand(n, k)
+        even = torch.full((n, k), 1.0 / k, device=z.x.device)
+        return Routing(index, even, even, even.sum(0))
+
+    def _router_key(self, name: str) -> str:
+        return _SHARED if self.preset.shared_router else name

@@ -1,0 +1,97 @@
+"""Multi-time attention: an irregular series re-sampled to a regular grid by attention over time (Shukla & Marlin 2021).
+
+Shape suffixes: n sequences, h heads, T grid steps, L observations, C channels, d width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StageVector
+
+# exp(-80) is still a normal float32: a channel whose keys all lie that far below the best one keeps a finite mean.
+_FLOOR = -80.0
+
+
+def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
+    """Per channel, the softmax-weighted mean of the observed values; 0 where a channel has none.
+
+    z_{h,i,c} = sum_j e_{hij} m_{jc} v_{jc} / sum_j e_{hij} m_{jc} with e = exp(score): two matrix products, never the
+    (n, h, T, L, C) tensor of the expanded form.
+
+    Args:
+        scores: (n, h, T, L).
+        values: (n, L, C), anything where not observed.
+        observed: (n, L, C) bool.
+
+    Returns:
+        (n, h, T, C).
+    """
+    seen = observed.any(-1)[:, None, None, :]
+    top = scores.masked_fill(~seen, float("-inf")).amax(-1, keepdim=True)
+    e = torch.exp((scores - top).clamp(min=_FLOOR)).masked_fill(~seen, 0.0)
+    m = observed.to(values.dtype)[:, None]
+    v = torch.where(observed, values, 0.0)[:, None]
+    return (e @ v) / (e @ m).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+class TimeEmbedding(nn.Module):
+    """phi(t) = (w0 t + b0, sin(W t + b)): (..., ) -> (..., width)."""
+
+    def __init__(self, width: int, *, stage: int) -> None:
+        super().__init__()
+        self.weight = StackedMatrix(width, 1, stage=stage)
+        self.bias = StageVector(torch.empty(width).uniform_(-1, 1), stage)
+        # Periods from the whole window down to about an hour of 48: plain uniform weights see only the window's trend.
+        with torch.no_grad():
+            self.weight.base[1:, 0] = torch.exp(torch.linspace(0, math.log(50.0), width - 1))
+
+    def forward(self, t: Tensor, cursor: int) -> Tensor:
+        phase = F.linear(t[..., None], self.weight.effective(cursor), self.bias.at(cursor))
+        return torch.cat([phase[..., :1], torch.sin(phase[..., 1:])], dim=-1)
+
+
+class TimeAttention(nn.Module):
+    """Re-sample observations to `steps` reference times in [0, 1].
+
+    Args:
+        channels: C.
+        width: d of the output.
+        steps: T.
+        heads: h.
+        time_width: width of the time embedding, a multiple of h.
+        dropout: rate on the attention, shared over channels.
+        stage: the stage in which it is trained first.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self, channels: int, width: int, steps: int, heads: int, time_width: int, dropout: float, *, stage: int
+    ) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.embed = TimeEmbedding(time_width, stage=stage)
+        self.query = StackedLinear(time_width, time_width, stage=stage)
+        self.key = StackedLinear(time_width, time_width, stage=stage)
+        self.out = StackedLinear((heads + 1) * channels, width, stage=stage)
+        self.register_buffer("grid", torch.linspace(0, 1, steps), persistent=False)
+
+    def forward(self, values: Tensor, times: Tensor, observed: Tensor, cursor: int) -> Tensor:
+        """(n, L, C), (n, L), (n, L, C) bool -> (n, T, d)."""
+        z = time_attention(self._scores(times, cursor), values, observed)
+        if self.training and self.dropout:
+            z = F.dropout(z, self.dropout)
+        n, _, steps, channels = z.shape
+        # Attending to the observed flags, as the paper does, only tells whether a channel was ever observed.
+        ever = observed.any(1).to(z.dtype)[:, None, :].expand(n, steps, channels)
+        return self.out(torch.cat([z.transpose(1, 2).flatten(2), ever], dim=-1), cursor)
+
+    def _scores(self, times: Tensor, cursor: int) -> Tensor:
+        q = self.query(self.embed(self.grid, cursor), cursor).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        k = self.key(self.embed(times, cursor), cursor).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
+        return (q @ k) / math.sqrt(q.shape[-1])

@@ -1,0 +1,73 @@
+"""The shared pool of temporal experts, stored stacked.
+
+Shape suffixes: R packed rows sorted by expert, E experts, d width, H hidden, k kernel width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flame_moe.nn.stacked import StackedMatrix, StageVector
+
+
+class ExpertPool(nn.Module):
+    """E temporal experts (spec of the paper, section on experts):
+
+        c = GELU(conv_k(x) + b_c);  h = LayerNorm(x + c);  y = W2 Dropout(GELU(W1 h + b1)) + b2
+
+    The convolution is a matrix (d, k d) per expert on the concatenated neighbours of a step.
+
+    Args:
+        experts: E.
+        width: d.
+        hidden: H.
+        kernel: k, odd; zeros beyond both ends of a sequence.
+        dropout: rate between the two layers of the MLP.
+        stage: the stage in which the pool is trained first.
+    """
+
+    def __init__(self, experts: int, width: int, hidden: int, kernel: int, dropout: float, *, stage: int = 0) -> None:
+        super().__init__()
+        self.experts, self.width, self.kernel, self.dropout = experts, width, kernel, dropout
+        fan = width * kernel
+        self.conv = StackedMatrix(experts, width, fan, stage=stage)
+        self.conv_bias = StageVector(_uniform(experts, width, fan), stage)
+        self.norm_weight = StageVector(torch.ones(experts, width), stage)
+        self.norm_bias = StageVector(torch.zeros(experts, width), stage)
+        self.fc1 = StackedMatrix(experts, hidden, width, stage=stage)
+        self.fc1_bias = StageVector(_uniform(experts, hidden, width), stage)
+        self.fc2 = StackedMatrix(experts, width, hidden, stage=stage)
+        self.fc2_bias = StageVector(_uniform(experts, width, hidden), stage)
+
+    def forward(self, near_RkD: Tensor, counts: Sequence[int], cursor: int) -> Tensor:
+        """Run every expert once, on its own run of rows.
+
+        Args:
+            near_RkD: (R, k, d), each row with its neighbours, sorted by expert; the row itself is in the middle.
+            counts: rows per expert; sums to R.
+            cursor: stage whose weights are read.
+
+        Returns:
+            (R, d).
+        """
+        conv, fc1, fc2 = (m.effective(cursor) for m in (self.conv, self.fc1, self.fc2))
+        bc, gain, shift = (v.at(cursor) for v in (self.conv_bias, self.norm_weight, self.norm_bias))
+        b1, b2 = self.fc1_bias.at(cursor), self.fc2_bias.at(cursor)
+        out = []
+        for e, near in enumerate(near_RkD.split(list(counts))):
+            if len(near):
+                c = F.gelu(F.linear(near.flatten(1), conv[e], bc[e]))
+                h = F.layer_norm(near[:, self.kernel // 2] + c, (self.width,), gain[e], shift[e])
+                q = F.dropout(F.gelu(F.linear(h, fc1[e], b1[e])), self.dropout, self.training)
+                out.append(F.linear(q, fc2[e], b2[e]))
+        return torch.cat(out)
+
+
+def _uniform(experts: int, width: int, fan_in: int) -> Tensor:
+    limit = 1.0 / math.sqrt(fan_in)
+    return torch.empty(experts, width).uniform_(-limit, limit)

@@ -1,0 +1,138 @@
+"""Routing whole sequences to experts: gates, noisy top-k and the differentiable load estimate.
+
+Shape suffixes: n sequences, E experts, K selected, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flame_moe.nn.pooling import temporal_attention_pool
+
+_EPS = 1e-12
+_NOISE_FLOOR = 0.01
+
+
+class Routing(NamedTuple):
+    """Where n sequences go.
+
+    Attributes:
+        chosen: (n, K) int64 experts, best first, ties to the lower index.
+        gates: (n, K) float32, positive, rows sum to 1.
+        clean: (n, E) softmax of the noise-free logits.
+        load: (E,) estimated number of sequences per expert; sums to about n K.
+    """
+
+    chosen: Tensor
+    gates: Tensor
+    clean: Tensor
+    load: Tensor
+
+    def sparse(self) -> Tensor:
+        """(n, E) gates with exact zeros for experts that were not chosen."""
+        return torch.zeros_like(self.clean).scatter(1, self.chosen, self.gates)
+
+
+def softmax_logits(x: Tensor, w: Tensor) -> Tensor:
+    """l_e = x . w_e; (n, d), (E, d) -> (n, E)."""
+    return x @ w.T
+
+
+def gaussian_logits(x: Tensor, w: Tensor) -> Tensor:
+    """l_e = -||x - w_e||^2; (n, d), (E, d) -> (n, E)."""
+    return -(x[:, None, :] - w[None, :, :]).square().sum(-1)
+
+
+def laplace_logits(x: Tensor, w: Tensor) -> Tensor:
+    """l_e = -||x - w_e||, smooth at zero distance; (n, d), (E, d) -> (n, E)."""
+    return -((x[:, None, :] - w[None, :, :]).square().sum(-1) + _EPS).sqrt()
+
+
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": softmax_logits,
+    "laplace": laplace_logits,
+    "gaussian": gaussian_logits,
+}
+
+
+def noisy_top_k(clean: Tensor, sigma: Tensor | None, k: int) -> Routing:
+    """Choose the k largest logits, after adding sigma * N(0, 1) when sigma is given (Shazeer et al. 2017).
+
+    Ties go to the lower expert index. The load estimate is sum_n P(expert e would be chosen under fresh noise),
+    differentiable in logits and sigma; without noise, or with k = E, it is the plain count.
+
+    Args:
+        clean: (n, E) logits.
+        sigma: (n, E) positive noise scales (training), or None (evaluation).
+        k: experts per sequence, 1 <= k <= E.
+    """
+    experts = clean.shape[1]
+    logits = clean if sigma is None else clean + sigma * torch.randn_like(clean)
+    ordered, order = torch.sort(logits, dim=1, descending=True, stable=True)
+    index = order[:, :k]
+    gates = torch.softmax(ordered[:, :k], dim=1)
+    if sigma is None or k == experts:
+        load = torch.zeros_like(clean).scatter(1, index, 1.0).sum(0)
+    else:
+        load = _expected_load(clean, logits, sigma, ordered[:, k - 1], ordered[:, k])
+    return Routing(index, gates, torch.softmax(clean, dim=1), load)
+
+
+def _expected_load(clean: Tensor, noisy: Tensor, sigma: Tensor, kth: Tensor, next_: Tensor) -> Tensor:
+    """P(e) = Phi((l_e - threshold) / sigma_e); threshold: v_(K+1) if e was chosen, else v_(K)."""
+    chosen = noisy >= kth[:, None]
+    threshold = torch.where(chosen, next_[:, None], kth[:, None])
+    return torch.special.ndtr((clean - threshold) / sigma).sum(0)
+
+
+class RouterHead(nn.Module):
+    """Pooling query, gate and noise weights of one router at one stage.
+
+    Args:
+        width: d.
+        experts: E.
+        zero: start with all experts tied, as the published code does; default small random weights.
+    """
+
+    def __init__(self, width: int, experts: int, *, zero: bool = False) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width))
+        start = torch.zeros(experts, width) if zero else torch.randn(experts, width) * width**-0.5
+        self.gate = nn.Parameter(start)
+        self.noise = nn.Parameter(torch.zeros(experts, width))
+
+
+class Router(nn.Module):
+    """One router: a head per stage that trained one, addressed by the task's cursor.
+
+    Routing is in float32 whatever the autocast; noise only in training mode.
+    """
+
+    def __init__(self, width: int, experts: int, k: int, gate: str, *, zero: bool = False) -> None:
+        super().__init__()
+        self.width, self.experts, self.k, self.gate, self.zero = width, experts, k, gate, zero
+        self.heads = nn.ModuleDict()
+
+    def add_head(self, stage: int) -> None:
+        """A fresh head for the tasks of `stage`; heads of earlier stages are not touched."""
+        self.heads[str(stage)] = RouterHead(self.width, self.experts, zero=self.zero)
+
+    def head(self, cursor: int) -> RouterHead:
+        """The head of the greatest stage <= cursor."""
+        head = self.heads[str(max(int(s) for s in self.heads if int(s) <= cursor))]
+        assert isinstance(head, RouterHead)
+        return head
+
+    def forward(self, x: Tensor, mask: Tensor, cursor: int) -> Routing:
+        """(n, T, d), (n, T) -> Routing of n sequences."""
+        head = self.head(cursor)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = temporal_attention_pool(x.float(), mask, head.query)
+            clean = GATES[self.gate](pooled, head.gate)
+            sigma = F.softplus(pooled @ head.noise.T) + _NOISE_FLOOR if self.training else None
+            return noisy_top_k(clean, sigma, self.k)

@@ -1,0 +1,109 @@
+"""Sparse mixture of experts over whole sequences: dispatch, experts, combine.
+
+Shape suffixes: M modalities, n sequences of T steps, d width, K experts per sequence, E experts, k kernel width;
+S = sum n T steps of all modalities together, P = sum n K (sequence, expert) pairs, R = sum n T K routed rows.
+
+Every modality's pairs are dispatched together, by index, so each expert runs once. Y_i = sum_j gate_ij Expert_j(Z_i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flame_moe.nn.experts import ExpertPool
+from flame_moe.nn.gating import Routing
+
+
+class Sequences(NamedTuple):
+    """Sequences of one modality: x (n, T, d) and mask (n, T) bool, true on steps that exist."""
+
+    x: Tensor
+    mask: Tensor
+
+    def zeroed(self) -> Tensor:
+        """(n, T, d) with exact zeros on padding."""
+        return self.x.masked_fill(~self.mask[..., None], 0.0)
+
+
+class Dispatch(NamedTuple):
+    """The plan of one layer.
+
+    Attributes:
+        near: (R, k) rows of the packed steps that each routed row reads; S points at a row of zeros.
+        back: (S, K) the routed rows that belong to each step.
+        gates: (S, K) their weights.
+        counts: E routed rows per expert.
+    """
+
+    near: Tensor
+    back: Tensor
+    gates: Tensor
+    counts: list[int]
+
+
+def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts: int, kernel: int) -> Dispatch:
+    """Sort (sequence, expert) pairs by expert and lay their steps out one after the other.
+
+    Args:
+        shapes: (n, T) per modality.
+        routings: one per modality, with the same K.
+        experts: E.
+        kernel: k, odd.
+    """
+    index_PK = torch.cat([r.chosen for r in routings])
+    device, K = index_PK.device, index_PK.shape[1]
+    steps = sum(n * t for n, t in shapes)
+    rows = steps * K
+    lengths = torch.cat([torch.full((n,), t, device=device) for n, t in shapes])
+    starts = lengths.cumsum(0) - lengths
+
+    expert_P = index_PK.reshape(-1)
+    order_P = torch.sort(expert_P, stable=True).indices
+    sequence_P = order_P.div(K, rounding_mode="floor")
+    length_P = lengths[sequence_P]
+    pair_R = torch.repeat_interleave(length_P, output_size=rows)
+    place_R = torch.arange(rows, device=device)
+    within_R = place_R - (length_P.cumsum(0) - length_P)[pair_R]
+    step_R = starts[sequence_P][pair_R] + within_R
+
+    tap_k = torch.arange(kernel, device=device) - kernel // 2
+    reach_Rk = within_R[:, None] + tap_k
+    inside_Rk = (reach_Rk >= 0) & (reach_Rk < length_P[pair_R][:, None])
+    near_Rk = torch.where(inside_Rk, step_R[:, None] + tap_k, steps)
+
+    slot_R = (order_P % K)[pair_R]
+    back_SK = torch.empty(rows, dtype=torch.long, device=device)
+    back_SK[step_R * K + slot_R] = place_R
+    gates_SK = torch.repeat_interleave(torch.cat([r.gates for r in routings]), lengths, dim=0, output_size=steps)
+    counts = torch.zeros(experts, dtype=torch.long, device=device).scatter_add(0, expert_P[order_P], length_P)
+    return Dispatch(near_Rk, back_SK.view(steps, K), gates_SK, counts.tolist())
+
+
+def mixture(
+    inputs: Mapping[str, Sequences], routings: Mapping[str, Routing], pool: ExpertPool, cursor: int
+) -> dict[str, Tensor]:
+    """Send every sequence through its experts and add up what they say, weighted by the gates.
+
+    Args:
+        inputs: modality -> Sequences; padding is replaced by zeros before any expert sees it.
+        routings: modality -> Routing of the same n sequences.
+        pool: the shared experts.
+        cursor: stage whose weights are read.
+
+    Returns:
+        modality -> (n, T, d); padded steps hold nothing of use.
+    """
+    shapes = [(s.x.shape[0], s.x.shape[1]) for s in inputs.values()]
+    way = plan(shapes, [routings[name] for name in inputs], pool.experts, pool.kernel)
+    x_SD = torch.cat([s.zeroed().flatten(0, 1) for s in inputs.values()])
+    padded = F.pad(x_SD, (0, 0, 0, 1))
+    near_RkD = padded.index_select(0, way.near.flatten()).view(*way.near.shape, -1)
+    y_RD = pool(near_RkD, way.counts, cursor)
+    out_SD = F.embedding_bag(way.back, y_RD, per_sample_weights=way.gates.to(y_RD.dtype), mode="sum")
+    parts = out_SD.split([n * t for n, t in shapes])
+    return {name: part.view(*shape, -1) for name, part, shape in zip(inputs, parts, shapes, strict=True)}

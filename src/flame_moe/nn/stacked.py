@@ -1,0 +1,283 @@
+"""Weights that grow: the one place where continual growth lives.
+
+A task keeps a *cursor*, the stage at which it was learned, and reads every weight as it stood at that stage:
+
+    effective(cursor) = base + sum of the frozen slices with stage <= cursor (+ delta while its stage is being learned)
+
+(paper Eq. 4). The frozen part is one dense matrix per cursor, computed once and cached outside the checkpoint, so
+that training and serving cost what a plain layer costs, whatever the number of stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LowRank(NamedTuple):
+    """A frozen update A @ B with the singular values folded into A.
+
+    Attributes:
+        a: (..., out, r).
+        b: (..., r, in).
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def dense(self) -> Tensor:
+        return self.a @ self.b
+
+
+Slice = LowRank | Tensor | None
+Factorise = Callable[[Tensor], Slice]
+
+
+class Growable(nn.Module):
+    """Something that is frozen after its stage and may receive an update of its own in a later one."""
+
+    def grow(self, stage: int) -> None:
+        """Start an update for `stage`; it changes nothing until it is trained."""
+        raise NotImplementedError
+
+    def commit(self, factorise: Factorise) -> float | None:
+        """Freeze the update in progress; returns the relative Frobenius error of its compression, if any."""
+        raise NotImplementedError
+
+    def structure(self) -> dict[str, Any]:
+        """JSON-ready shape of what is stored, enough for `restore` to allocate it."""
+        raise NotImplementedError
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        """Allocate what `structure` names, so that a state dict can be loaded strictly."""
+        raise NotImplementedError
+
+
+class StackedMatrix(Growable):
+    """A linear map (out, in), or a stack of them (..., out, in), that grows by frozen low-rank slices (Eq. 3-4).
+
+    Args:
+        shape: (..., out, in).
+        stage: the stage in which the base is trained.
+        bound: the base is drawn uniformly from [-bound, bound]; default 1 / sqrt(in).
+
+    Example:
+        >>> w = StackedMatrix(4, 3)
+        >>> before = w.effective(0).clone()
+        >>> w.grow(1)
+        >>> torch.equal(w.effective(1), before)
+        True
+    """
+
+    cache_size = 16
+
+    def __init__(self, *shape: int, stage: int = 0, bound: float | None = None) -> None:
+        super().__init__()
+        limit = 1.0 / math.sqrt(shape[-1]) if bound is None else bound
+        self.base = nn.Parameter(torch.empty(shape).uniform_(-limit, limit))
+        self.base_stage = stage
+        self.delta: nn.Parameter | None
+        self.register_parameter("delta", None)
+        self.delta_stage: int | None = None
+        self._slices: dict[int, str] = {}
+        self._cache: OrderedDict[int, tuple[tuple[int, ...], Tensor]] = OrderedDict()
+
+    def effective(self, cursor: int) -> Tensor:
+        """The weight a task with this cursor reads: (..., out, in)."""
+        frozen = self._frozen(tuple(s for s in self._slices if s <= cursor))
+        if self.delta is not None and self.delta_stage is not None and cursor >= self.delta_stage:
+            return frozen + self.delta
+        return frozen
+
+    def slice(self, stage: int) -> LowRank | Tensor:
+        """The frozen update of a stage; raises KeyError where that stage left this weight alone."""
+        if self._slices[stage] == "dense":
+            return self.get_buffer(f"slice{stage}_dense")
+        return LowRank(self.get_buffer(f"slice{stage}_a"), self.get_buffer(f"slice{stage}_b"))
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Stages that left a slice, in order."""
+        return tuple(self._slices)
+
+    def grow(self, stage: int) -> None:
+        if self.delta is not None:
+            raise RuntimeError(f"stage {self.delta_stage} is still being learned: commit it before stage {stage}")
+        if self._slices and stage <= max(self._slices):
+            raise RuntimeError(f"stage {stage} does not come after stage {max(self._slices)}")
+        self.base.requires_grad_(False)
+        self.delta = nn.Parameter(torch.zeros_like(self.base))
+        self.delta_stage = stage
+
+    def commit(self, factorise: Factorise) -> float | None:
+        """Turn the update into a slice; an update that is exactly zero leaves none and costs nothing."""
+        self.base.requires_grad_(False)
+        if self.delta is None or self.delta_stage is None:
+            return None
+        stage, delta = self.delta_stage, self.delta.detach()
+        self.delta, self.delta_stage = None, None
+        if not bool(delta.any()):
+            return None
+        part = factorise(delta)
+        if part is None:
+            return 1.0
+        self._write(stage, part)
+        kept = part.dense() if isinstance(part, LowRank) else part
+        return float((delta - kept).norm() / delta.norm())
+
+    def structure(self) -> dict[str, Any]:
+        kinds = {str(s): k if k == "dense" else int(self.slice(s)[0].shape[-1]) for s, k in self._slices.items()}
+        return {"base_stage": self.base_stage, "slices": kinds, "delta": self.delta_stage}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        self.base_stage = int(structure["base_stage"])
+        self.base.requires_grad_(False)
+        *lead, out, width = self.base.shape
+        for stage, kind in structure["slices"].items():
+            if kind == "dense":
+                self._write(int(stage), torch.empty_like(self.base))
+            else:
+                new = self.base.new_empty
+                self._write(int(stage), LowRank(new((*lead, out, int(kind))), new((*lead, int(kind), width))))
+        if structure["delta"] is not None:
+            self.grow(int(structure["delta"]))
+
+    def _write(self, stage: int, part: LowRank | Tensor) -> None:
+        if isinstance(part, LowRank):
+            self.register_buffer(f"slice{stage}_a", part.a.detach().contiguous())
+            self.register_buffer(f"slice{stage}_b", part.b.detach().contiguous())
+            self._slices[stage] = "low_rank"
+        else:
+            self.register_buffer(f"slice{stage}_dense", part.detach().clone())
+            self._slices[stage] = "dense"
+
+    def _frozen(self, stages: tuple[int, ...]) -> Tensor:
+        """Base plus the given slices, added in order so that every prefix is reused bit for bit."""
+        if not stages:
+            return self.base
+        versions = self._versions(stages)
+        hit = self._cache.get(stages[-1])
+        if hit is not None and hit[0] == versions and not self.base.requires_grad:
+            self._cache.move_to_end(stages[-1])
+            return hit[1]
+        part = self.slice(stages[-1])
+        total = self._frozen(stages[:-1]) + (part.dense() if isinstance(part, LowRank) else part)
+        if not self.base.requires_grad:
+            self._cache[stages[-1]] = (versions, total)
+            if len(self._cache) > self.cache_size:
+                self._cache.popitem(last=False)
+        return total
+
+    def _versions(self, stages: tuple[int, ...]) -> tuple[int, ...]:
+        """In-place write counters of everything a cached sum was made from: a write makes the entry stale."""
+        parts = [self.slice(s) for s in stages]
+        flat = [t for p in parts for t in (p if isinstance(p, LowRank) else (p,))]
+        return (id(self.base), self.base._version, *(t._version for t in flat))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
+        self._cache.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}
+
+
+class StageVector(Growable):
+    """A small parameter (bias, norm, query) with one frozen copy per stage that changed it.
+
+    A cursor reads the copy of the greatest stage <= cursor. For a bias this is b0 plus the sum of stage deltas.
+
+    Args:
+        value: the initial value, any shape.
+        stage: the stage in which it is trained first.
+    """
+
+    def __init__(self, value: Tensor, stage: int = 0) -> None:
+        super().__init__()
+        self.copies = nn.ParameterDict({str(stage): nn.Parameter(value.clone())})
+
+    def at(self, cursor: int) -> Tensor:
+        """The copy that a task with this cursor reads."""
+        return self.copies[self._key(cursor)]
+
+    def _key(self, cursor: int) -> str:
+        stages = [int(s) for s in self.copies]
+        return str(max((s for s in stages if s <= cursor), default=min(stages)))
+
+    def grow(self, stage: int) -> None:
+        source = self.at(stage)
+        self.copies.requires_grad_(False)
+        self.copies[str(stage)] = nn.Parameter(source.detach().clone())
+
+    def commit(self, factorise: Factorise) -> float | None:
+        """Freeze the newest copy, or drop it if training left it as it was."""
+        self.copies.requires_grad_(False)
+        stages = sorted(int(s) for s in self.copies)
+        if len(stages) > 1 and torch.equal(self.copies[str(stages[-1])], self.copies[str(stages[-2])]):
+            del self.copies[str(stages[-1])]
+        return None
+
+    def structure(self) -> dict[str, Any]:
+        return {"stages": [int(s) for s in self.copies]}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        like = next(iter(self.copies.values()))
+        self.copies = nn.ParameterDict({str(s): nn.Parameter(torch.empty_like(like)) for s in structure["stages"]})
+        self.copies.requires_grad_(False)
+
+
+class StackedLinear(nn.Module):
+    """x W(cursor)^T + b(cursor).
+
+    Args:
+        width_in: features of x.
+        width_out: features of the result.
+        stage: the stage in which the layer is trained first.
+        bias: whether to add a bias.
+        bound: see `StackedMatrix`.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, *, stage: int, bias: bool = True, bound: float | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = StackedMatrix(width_out, width_in, stage=stage, bound=bound)
+        start = torch.zeros(width_out) if bound is not None else _uniform(width_out, width_in)
+        self.bias = StageVector(start, stage) if bias else None
+
+    def forward(self, x: Tensor, cursor: int) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x, self.weight.effective(cursor), None if self.bias is None else self.bias.at(cursor))
+
+
+class StackedNorm(nn.Module):
+    """Layer normalisation over the last axis with one affine copy per stage."""
+
+    def __init__(self, width: int, *, stage: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = StageVector(torch.ones(width), stage)
+        self.bias = StageVector(torch.zeros(width), stage)
+
+    def forward(self, x: Tensor, cursor: int) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return F.layer_norm(x, (self.width,), self.weight.at(cursor), self.bias.at(cursor))
+
+
+def growables(module: nn.Module) -> Iterator[tuple[str, Growable]]:
+    """Every growable below `module`, with its name."""
+    for name, child in module.named_modules():
+        if isinstance(child, Growable):
+            yield name, child
+
+
+def _uniform(width: int, fan_in: int) -> Tensor:
+    limit = 1.0 / math.sqrt(fan_in)
+    return torch.empty(width).uniform_(-limit, limit)
