@@ -1,0 +1,299 @@
+"""The format of results.json: everything a run measured, and how. Documented in `docs/results.md`.
+
+Reports are made from this file alone, so a number that is not here cannot be shown. NaN (a metric that does not exist)
+is `null` in the file and NaN in memory; infinity is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from flame_moe.errors import DataError
+from flame_moe.files import write_text
+from flame_moe.schema import Description, Name, Task, TaskKind
+
+FORMAT: Final = "flame-moe-results"
+VERSION: Final = 1
+PRIMARY: dict[TaskKind, str] = {"binary": "auroc", "multiclass": "auroc", "multilabel": "auroc", "regression": "r2"}
+"""The metric that speaks for a task of each kind."""
+LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
+
+
+def _not_infinite(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("infinity is not a result")
+    return value
+
+
+Number = Annotated[
+    float, BeforeValidator(lambda value: math.nan if value is None else value), AfterValidator(_not_infinite)
+]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Phase = Literal["committed", "full_rank"]
+Part = Literal["encoders", "experts", "attention", "routers", "heads"]
+
+
+class Environment(Description):
+    """What the run ran on (`flame_moe.environment.environment`)."""
+
+    python: str
+    torch: str
+    numpy: str
+    platform: str
+    cpu: str
+    threads: Count
+    package: str
+    gpu: str | None = None
+    git_commit: str | None = None
+
+
+class Epoch(Description):
+    """One epoch of a stage: task -> mean loss, and task -> primary metric on the validation split."""
+
+    epoch: Count
+    train_loss: dict[str, Number]
+    val_loss: dict[str, Number] = Field(default_factory=dict)
+    val_metric: dict[str, Number] = Field(default_factory=dict)
+
+
+class StageRecord(Description):
+    """How one stage was learned."""
+
+    index: Count
+    tasks: tuple[str, ...]
+    new_modalities: tuple[str, ...] = ()
+    epochs_run: Count
+    best_epoch: Count
+    seconds: Number
+    history: tuple[Epoch, ...] = ()
+
+
+class Evaluation(Description):
+    """Metrics of one task on one split after one stage.
+
+    `phase` tells whether the stage's update was already truncated to its rank ("committed", what is deployed) or not
+    ("full_rank"); `selection` how the weights were chosen (for example "joint validation loss, epoch 7").
+    """
+
+    after_stage: Count
+    task: str
+    split: str
+    n: Count
+    metrics: dict[str, Number]
+    ci: dict[str, tuple[Number, Number]] = Field(default_factory=dict)
+    prevalence: dict[str, Number] = Field(default_factory=dict)
+    selection: str = ""
+    phase: Phase = "committed"
+    note: str = ""
+
+
+class Drift(Description):
+    """Largest change of any logit of a task, on the same n samples, since the stage in which it was learned."""
+
+    after_stage: Count
+    task: str
+    max_abs_logit_change: Number
+    bitwise_equal: bool
+    n: Count
+
+
+class Footprint(Description):
+    """Size of one part of the model: live while serving, stored in the checkpoint, trained in the stage."""
+
+    after_stage: Count
+    part: Part
+    live_parameters: Count
+    live_bytes: Count
+    stored_parameters: Count
+    stored_bytes: Count
+    trainable_parameters: Count
+
+
+class Routing(Description):
+    """Per expert, the share of samples sent to it and its mean gate, for one task, modality and block."""
+
+    after_stage: Count
+    task: str
+    modality: str
+    block: Count
+    activation: tuple[Number, ...]
+    gate: tuple[Number, ...]
+
+
+class CalibrationBin(Description):
+    """Mean predicted probability and observed frequency of the n predictions in one bin."""
+
+    low: Share
+    high: Share
+    confidence: Number
+    frequency: Number
+    n: Count
+
+
+class Calibration(Description):
+    """Calibration curve of one task on one split after one stage."""
+
+    after_stage: Count
+    task: str
+    split: str
+    bins: tuple[CalibrationBin, ...]
+
+
+class Commit(Description):
+    """One weight update truncated to `rank`: the relative Frobenius error |Delta - A B| / |Delta|."""
+
+    stage: Count
+    matrix: str
+    rank: Count
+    relative_error: Number
+
+
+class FunnelStep(Description):
+    """One rule of the cohort and the samples before and after it."""
+
+    text: str
+    before: Count
+    after: Count
+    dropped: Count
+
+
+class Funnel(Description):
+    """How raw records became samples (`flame_moe.data.funnel.Funnel.plain`)."""
+
+    steps: tuple[FunnelStep, ...] = ()
+    counts: dict[str, Count] = Field(default_factory=dict)
+
+
+class Prevalence(Description):
+    """Labelled samples of a task in a split, and the share of each class among them."""
+
+    task: str
+    split: str
+    n: Count
+    share: dict[str, Number]
+
+
+class Missingness(Description):
+    """Share of samples that have a modality, and of its cells that were observed where it is there."""
+
+    modality: str
+    present: Share
+    observed: Share | None = None
+
+
+class DataSummary(Description):
+    """What the samples are."""
+
+    source: str = ""
+    samples: Count | None = None
+    subjects: Count | None = None
+    funnel: Funnel = Funnel()
+    prevalence: tuple[Prevalence, ...] = ()
+    missingness: tuple[Missingness, ...] = ()
+
+
+class Comparison(Description):
+    """The same stream learned by another method, to hold beside this one."""
+
+    name: str
+    evaluations: tuple[Evaluation, ...]
+    drift: tuple[Drift, ...] = ()
+    footprint: tuple[Footprint, ...] = ()
+
+
+class Results(Description):
+    """One run: what was measured, on what, after which stage, and how.
+
+    Example:
+        >>> results = Results.load("runs/demo/results.json")  # doctest: +SKIP
+        >>> results.final("mortality").metrics["auroc"]  # doctest: +SKIP
+        0.86
+    """
+
+    format: Literal["flame-moe-results"] = FORMAT
+    version: Literal[1] = VERSION
+    name: Name
+    method: str = "FLAME"
+    recipe: dict[str, Any]
+    seed: Count
+    environment: Environment
+    created: str
+    tasks: tuple[Task, ...]
+    stages: Annotated[tuple[StageRecord, ...], Field(min_length=1)]
+    evaluations: tuple[Evaluation, ...]
+    drift: tuple[Drift, ...] = ()
+    footprint: tuple[Footprint, ...] = ()
+    routing: tuple[Routing, ...] = ()
+    calibration: tuple[Calibration, ...] = ()
+    commits: tuple[Commit, ...] = ()
+    timings: dict[str, Number] = Field(default_factory=dict)
+    data: DataSummary | None = None
+    comparison: tuple[Comparison, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Results:
+        known = {task.name for task in self.tasks}
+        named = {task for stage in self.stages for task in stage.tasks}
+        named |= {row.task for row in self.evaluations} | {row.task for row in self.drift}
+        named |= {row.task for row in self.routing} | {row.task for row in self.calibration}
+        for other in self.comparison:
+            named |= {row.task for row in other.evaluations} | {row.task for row in other.drift}
+        if unknown := sorted(named - known):
+            raise ValueError(f"task '{unknown[0]}' has results but is not described in 'tasks'")
+        if [stage.index for stage in self.stages] != list(range(len(self.stages))):
+            raise ValueError("stages must be listed in order, with index 0, 1, 2, ...")
+        return self
+
+    @property
+    def last_stage(self) -> int:
+        """Index of the last stage learned."""
+        return self.stages[-1].index
+
+    def learned_in(self, task: str) -> int:
+        """Index of the stage in which a task was learned.
+
+        Raises:
+            DataError: if no stage learned it.
+        """
+        for stage in self.stages:
+            if task in stage.tasks:
+                return stage.index
+        raise DataError(f"no stage learned the task '{task}'", where=f"results '{self.name}'")
+
+    def final(self, task: str, split: str = "test") -> Evaluation | None:
+        """The committed evaluation of a task after the last stage, if there is one."""
+        rows = [r for r in self.evaluations if (r.task, r.split, r.phase) == (task, split, "committed")]
+        return next((row for row in rows if row.after_stage == self.last_stage), None)
+
+    def save(self, path: str | Path) -> Path:
+        """Write results.json atomically: a crash leaves the old file or the new one, never half of one."""
+        return write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Results:
+        """Read results.json.
+
+        Raises:
+            DataError: if the file is missing, truncated, something else, of another version or inconsistent.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError("there are no such results", where=str(path), mend="Check the path.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            mend = "The file is damaged or incomplete: run again, or restore it from a copy."
+            raise DataError(f"the results are not valid JSON: {error}", where=str(path), mend=mend) from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            mend = "Give the results.json of a run."
+            raise DataError("the file does not hold flame-moe results", where=str(path), mend=mend)
+        if data.get("version") != VERSION:
+            mend = f"This package reads version {VERSION}: install the package version that wrote the file."
+            raise DataError(f"the results are of version {data.get('version')!r}", where=str(path), mend=mend)
+        return cls.parse(data, where=str(path))
