@@ -1,0 +1,1 @@
+"""Samples on disk: sources, the store, preprocessing, loading and multi-task schedules."""

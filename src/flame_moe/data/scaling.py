@@ -1,0 +1,190 @@
+"""Scaling of one modality's channels, fitted on observed training cells only.
+
+Shapes: S steps packed end to end, C channels. Every scaler gives float32 and 0 where a cell is not observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+Floats = NDArray[np.float64]
+Values = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Chunks = Iterable[tuple[Values, Flags | None]]
+
+KNOTS = 64
+TAIL = 4.0
+KEPT = 1 << 15
+
+
+class Scaler(Protocol):
+    """Maps the channels of one modality to comparable ranges."""
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        """(S, C) scaled values, 0 where not observed."""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready data that `parse_scaler` reads back."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Leaves values as they are."""
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        return values if observed is None else np.where(observed, values, np.float32(0.0))
+
+    def plain(self) -> dict[str, Any]:
+        return {"scaling": "none"}
+
+
+@dataclass(frozen=True)
+class Standard:
+    """(x - mean) / scale per channel; scale is the standard deviation, or 1 for a channel that is constant.
+
+    Attributes:
+        mean: (C,) mean of the observed training cells, 0 for a channel that is never observed.
+        scale: (C,) their standard deviation (ddof 0).
+    """
+
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def fit(cls, chunks: Chunks, channels: int) -> Standard:
+        """Combine chunk means and squared deviations (Chan, Golub and LeVeque 1979), in float64."""
+        count, mean, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+        for values, observed in chunks:
+            seen = np.ones(values.shape, dtype=bool) if observed is None else observed
+            cells = np.where(seen, values, 0.0).astype(np.float64)
+            n = seen.sum(axis=0)
+            local = cells.sum(axis=0) / np.maximum(n, 1)
+            deviations = (np.where(seen, cells - local, 0.0) ** 2).sum(axis=0)
+            total = np.maximum(count + n, 1)
+            shift = local - mean
+            squares += deviations + np.where(n > 0, shift**2 * count * n / total, 0.0)
+            mean += np.where(n > 0, shift * n / total, 0.0)
+            count += n
+        std = np.sqrt(squares / np.maximum(count, 1))
+        constant = std <= 1e-7 * np.abs(mean)
+        return cls(mean, np.where(constant, 1.0, std))
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        scaled = (values - self.mean.astype(np.float32)) * (1.0 / self.scale).astype(np.float32)
+        if observed is not None:
+            scaled *= observed
+        return scaled
+
+    def plain(self) -> dict[str, Any]:
+        return {"scaling": "standard", "mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Monotone piecewise-linear map of each channel through its training quantiles to standard-normal scores.
+
+    Beyond the outer quantiles the map goes on along the line from the median to the outer quantile, and is clipped
+    at +-4. A channel that was constant in training maps to its difference from the constant.
+
+    Attributes:
+        knots: for each channel, increasing training quantiles, at most 64; empty if it was never observed.
+        scores: for each channel, the normal score of each knot.
+    """
+
+    knots: tuple[Floats, ...]
+    scores: tuple[Floats, ...]
+
+    @classmethod
+    def fit(cls, chunks: Chunks, channels: int) -> Quantile:
+        """Quantiles of up to 2^16 evenly thinned observed cells per channel: exact for smaller training sets."""
+        kept = [_Thinned() for _ in range(channels)]
+        for values, observed in chunks:
+            for c in range(channels):
+                kept[c].add(values[:, c] if observed is None else values[observed[:, c], c])
+        levels = (np.arange(KNOTS) + 0.5) / KNOTS
+        pairs = [_knots(thinned.values().astype(np.float64), levels) for thinned in kept]
+        return cls(tuple(x for x, _ in pairs), tuple(z for _, z in pairs))
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        scaled = np.zeros(values.shape, dtype=np.float32)
+        for c, (knots, scores) in enumerate(zip(self.knots, self.scores, strict=True)):
+            if observed is None:
+                scaled[:, c] = _map(values[:, c], knots, scores)
+            else:
+                cells = np.flatnonzero(observed[:, c])
+                scaled[cells, c] = _map(values[cells, c], knots, scores)
+        return scaled
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "scaling": "quantile",
+            "knots": [x.tolist() for x in self.knots],
+            "scores": [z.tolist() for z in self.scores],
+        }
+
+
+def parse_scaler(data: dict[str, Any]) -> Scaler:
+    """Read back what `plain` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    if data["scaling"] == "none":
+        return Identity()
+    if data["scaling"] == "standard":
+        return Standard(np.array(data["mean"], dtype=np.float64), np.array(data["scale"], dtype=np.float64))
+    if data["scaling"] == "quantile":
+        knots = tuple(np.array(x, dtype=np.float64) for x in data["knots"])
+        return Quantile(knots, tuple(np.array(z, dtype=np.float64) for z in data["scores"]))
+    raise ValueError(f"unknown scaling '{data['scaling']}'")
+
+
+class _Thinned:
+    """At most 2 x KEPT values of a stream: every first, second, fourth ... value, evenly over the stream."""
+
+    def __init__(self) -> None:
+        self._parts: list[Values] = []
+        self._size, self._stride, self._skip = 0, 1, 0
+
+    def add(self, values: Values) -> None:
+        taken = np.array(values[self._skip :: self._stride])
+        self._skip = (self._skip - len(values)) % self._stride
+        self._parts.append(taken)
+        self._size += len(taken)
+        while self._size >= 2 * KEPT:
+            whole = np.concatenate(self._parts)
+            if len(whole) % 2:
+                self._skip += self._stride
+            self._parts = [whole[::2]]
+            self._size = len(self._parts[0])
+            self._stride *= 2
+
+    def values(self) -> Values:
+        return np.concatenate(self._parts) if self._parts else np.empty(0, dtype=np.float32)
+
+
+def _knots(values: Floats, levels: Floats) -> tuple[Floats, Floats]:
+    """Distinct quantiles and the mean normal score of the levels that share each."""
+    if len(values) == 0:
+        return np.empty(0), np.empty(0)
+    quantiles = np.quantile(values, levels)
+    knots, group = np.unique(quantiles, return_inverse=True)
+    scores = np.bincount(group, weights=ndtri(levels)) / np.bincount(group)
+    return knots, scores
+
+
+def _map(values: Values, knots: Floats, scores: Floats) -> Floats:
+    if len(knots) == 0:
+        return np.zeros(len(values))
+    if len(knots) == 1:
+        return np.clip(values - knots[0], -TAIL, TAIL)
+    x = values.astype(np.float64)
+    mapped = np.interp(x, knots, scores)
+    middle = len(knots) // 2
+    for end, inner, beyond in ((0, max(middle, 1), x < knots[0]), (-1, min(middle, len(knots) - 2), x > knots[-1])):
+        if beyond.any():
+            slope = (scores[end] - scores[inner]) / (knots[end] - knots[inner])
+            mapped[beyond] = scores[end] + slope * (x[beyond] - knots[end])
+    return np.clip(mapped, -TAIL, TAIL)
