@@ -139,3 +139,28 @@ def _pad(observations: Sequence[Observation], rows: Sequence[int]) -> ModalityBa
         times=None if times is None else torch.from_numpy(times),
         observed=None if observed is None else torch.from_numpy(observed),
     )
+
+
+def drop_modalities(batch: FlexiBatch, rate: float) -> FlexiBatch:
+    """Training only: hide each modality of each sample with probability `rate`; a sample that would lose all keeps all.
+
+    Draws from PyTorch's global generator.
+    """
+    if rate <= 0 or len(batch.modalities) < 2:
+        return batch
+    names = list(batch.modalities)
+    present = torch.zeros(batch.size, len(names), dtype=torch.bool)
+    for j, name in enumerate(names):
+        present[batch.modalities[name].rows, j] = True
+    kept = present & (torch.rand(batch.size, len(names)) >= rate)
+    kept = torch.where(kept.any(1, keepdim=True), kept, present)
+    parts = {}
+    for j, name in enumerate(names):
+        keep = kept[batch.modalities[name].rows, j]
+        if keep.any():
+            parts[name] = _select(batch.modalities[name], keep)
+    return batch._replace(modalities=parts)
+
+
+def _select(part: ModalityBatch, keep: Tensor) -> ModalityBatch:
+    return ModalityBatch(*(None if field is None else field[keep] for field in part))

@@ -221,7 +221,10 @@ class MethodConfig(Description):
 
 
 class Recipe(Description):
-    """Everything a run is made from; with its seed it determines the result."""
+    """Everything a run is made from; with its seed it determines the result.
+
+    `compare` names other methods that learn the same stream from the same first stage, to be held beside this one.
+    """
 
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
@@ -231,6 +234,7 @@ class Recipe(Description):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
+    compare: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
     def _tasks_once(self) -> Self:

@@ -1,0 +1,335 @@
+"""The stage protocol: learn a stage, predict, save, load, and learn another stage on a model that was saved."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from flame_moe.continual.methods import Commit, make_method
+from flame_moe.data.loader import Loader
+from flame_moe.data.preprocess import Preprocessor
+from flame_moe.data.store import Store
+from flame_moe.errors import CheckpointError, DataError, FlameError, RecipeError, nearest
+from flame_moe.nn.losses import class_weights
+from flame_moe.nn.model import Flame
+from flame_moe.nn.stacked import growables
+from flame_moe.schema import MethodConfig, Modality, Recipe, Stage, Task
+from flame_moe.training.checkpoint import load_checkpoint, match, save_checkpoint
+from flame_moe.training.engine import Prediction, Problem, fit, predict
+from flame_moe.training.monitor import Monitor
+from flame_moe.training.seeding import seed_torch
+from flame_moe.training.state import TrainingState, put
+
+KIND, VERSION = "flame-moe-model", 1
+STATE_KIND, STATE_VERSION = "flame-moe-training", 1
+
+
+@dataclass(frozen=True)
+class LearnedStage:
+    """What a stage did.
+
+    Attributes:
+        index: its number, which is the cursor of its tasks.
+        tasks: learned in it.
+        modalities: all that its tasks read.
+        new_modalities: those that appeared for the first time.
+        trainable: part of the model -> number of parameters that were trained.
+        epochs_run, best_epoch, seconds, history: of the training.
+        commits: what became of each weight's update.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    modalities: tuple[str, ...]
+    new_modalities: tuple[str, ...]
+    trainable: Mapping[str, int]
+    epochs_run: int
+    best_epoch: int
+    seconds: float
+    history: tuple[Mapping[str, Any], ...]
+    commits: tuple[Commit, ...]
+
+
+class Learner:
+    """A model, the method by which it learns, and everything needed to go on learning later.
+
+    Attributes:
+        recipe: what it was made from.
+        model: the network.
+        preprocessor: statistics of the training data each modality and task was first learned on.
+        stages: what was learned so far, in order.
+        variants: after a stage with select = "per_task": a learner per task, at that task's own best epoch.
+
+    Example:
+        learner = Learner(recipe)
+        learner.learn(store, recipe.stages[0])
+        learner.save("model")
+        later = Learner.load("model")
+        later.learn(store, Stage(tasks=("readmission",)))
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.method = make_method(recipe.method)
+        self.model = Flame(recipe.model)
+        self.preprocessor = Preprocessor({}, {})
+        self.stages: list[LearnedStage] = []
+        self.variants: dict[str, Learner] = {}
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Tasks learned so far."""
+        return self.model.tasks
+
+    def cursor(self, task: str) -> int:
+        """The stage at whose weights a task is read.
+
+        Raises:
+            RecipeError: if the task was not learned.
+        """
+        for stage in self.stages:
+            if task in stage.tasks:
+                return stage.index
+        raise RecipeError(f"the model has no task '{task}'", mend=nearest(task, self.tasks))
+
+    def resolve(self, store: Store, stage: Stage) -> tuple[list[Task], list[Modality]]:
+        """The tasks of a stage as the recipe wants them, and the modalities they read; changes nothing.
+
+        Raises:
+            FlameError: if a task or modality does not exist, was learned before, or does not fit what is known.
+        """
+        tasks = [resolve_task(self.recipe, store, name) for name in stage.tasks]
+        for task in tasks:
+            if task.name in self.tasks:
+                raise RecipeError(f"task '{task.name}' was learned in stage {self.cursor(task.name)}", where="stages")
+        names = list(dict.fromkeys(name for task in tasks for name in task.modalities))
+        for name in names:
+            known = self.model.modalities.get(name)
+            if known is not None and (known.kind, known.features) != (
+                store.modalities[name].kind,
+                store.modalities[name].features,
+            ):
+                raise DataError(
+                    f"modality '{name}' is {store.modalities[name].kind} with {store.modalities[name].features} "
+                    f"features here, the model learned it as {known.kind} with {known.features}",
+                    where=str(store.path),
+                    mend="Give it another name, or prepare it as before.",
+                )
+        return tasks, [store.modalities[name] for name in names]
+
+    def learn(
+        self,
+        store: Store,
+        stage: Stage,
+        *,
+        monitor: Monitor | None = None,
+        state_folder: Path | None = None,
+        before_commit: Callable[[Learner], None] | None = None,
+    ) -> LearnedStage:
+        """Learn the next stage: add what it needs, train, keep the epoch that validates best, commit.
+
+        Args:
+            store: samples of the stage's tasks. Modalities known from before keep their first statistics.
+            stage: which tasks.
+            monitor: who is told of progress.
+            state_folder: where to save the state after every epoch; if it holds one, training goes on from there.
+            before_commit: called when the model is trained but not yet compressed.
+
+        Raises:
+            FlameError: before anything changes, if the stage does not fit; during training, on a non-finite loss.
+        """
+        tasks, modalities = self.resolve(store, stage)
+        began = time.perf_counter()
+        index, config = len(self.stages), self.recipe.train
+        new = [m for m in modalities if m.name not in self.model.modalities]
+        self._adopt(store, new, tasks)
+        problems = {task.name: self._problem(store, task) for task in tasks}
+        seed_torch(self.recipe.seed, "initial", index)
+        names = [m.name for m in modalities]
+        self._add(index, tasks, names, new)
+        self.method.begin(self.model, index, stage.tasks, names)
+        trainable = _trainable(self.model)
+        fitted = fit(
+            self.model,
+            problems,
+            config,
+            cursor=index,
+            seed=self.recipe.seed,
+            epochs=stage.epochs or config.epochs,
+            monitor=monitor or Monitor(),
+            resume=_load_state(state_folder, index),
+            save=None if state_folder is None else lambda state: _save_state(state_folder, index, state),
+        )
+        record = LearnedStage(
+            index,
+            stage.tasks,
+            tuple(names),
+            tuple(m.name for m in new),
+            trainable,
+            len(fitted.history),
+            fitted.best_epoch,
+            0.0,
+            tuple(fitted.history),
+            (),
+        )
+        self.stages.append(record)
+        self.variants = {task: self._variant(weights) for task, weights in fitted.per_task.items()}
+        if before_commit is not None:
+            before_commit(self)
+        commits = tuple(self.method.commit(self.model, index))
+        self.stages[-1] = replace(record, seconds=time.perf_counter() - began, commits=commits)
+        return self.stages[-1]
+
+    def predict(self, store: Store, task: str, indices: ArrayLike, batch_size: int | None = None) -> Prediction:
+        """What the model says of some samples of a store for one task, read at the task's own cursor."""
+        cursor, description = self.cursor(task), self.tasks[task]
+        size = batch_size or max(self.recipe.train.batch_size, 256)
+        loader = Loader(store, self.preprocessor, description, np.asarray(indices), size)
+        return predict(self.model, loader.batches(None), description, cursor, self._scale(description))
+
+    def with_method(self, method: MethodConfig) -> Learner:
+        """A copy that goes on by another method; after the first stage all methods stand at the same model."""
+        twin = copy.deepcopy(self)
+        twin.recipe = self.recipe.model_copy(update={"method": method})
+        twin.method = make_method(method)
+        return twin
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model atomically: safetensors and a JSON manifest (see `training.checkpoint`)."""
+        manifest = {
+            "recipe": self.recipe.plain(),
+            "modalities": [m.plain() for m in self.model.modalities.values()],
+            "tasks": [t.plain() for t in self.tasks.values()],
+            "stages": [{**asdict(s), "commits": [c._asdict() for c in s.commits]} for s in self.stages],
+            "preprocessor": self.preprocessor.plain(),
+            "structure": {name: part.structure() for name, part in growables(self.model)},
+        }
+        return save_checkpoint(folder, self.model.state_dict(), manifest, kind=KIND, version=VERSION)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Learner:
+        """Read what `save` wrote, strictly; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, of another version, or does not fit the model it describes.
+        """
+        tensors, manifest = load_checkpoint(folder, kind=KIND, version=VERSION)
+        where = str(folder)
+        try:
+            learner = cls(Recipe.parse(manifest["recipe"], where=where))
+            learner.preprocessor = Preprocessor.parse(manifest["preprocessor"], where=where)
+            modalities = {m["name"]: Modality.parse(m, where=where) for m in manifest["modalities"]}
+            tasks = {t["name"]: Task.parse(t, where=where) for t in manifest["tasks"]}
+            for data in manifest["stages"]:
+                record = _parse_stage(data)
+                new = [modalities[name] for name in record.new_modalities]
+                learner._add(record.index, [tasks[name] for name in record.tasks], record.modalities, new)
+                learner.stages.append(record)
+            structure = manifest["structure"]
+            for name, part in growables(learner.model):
+                part.restore(structure[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the manifest is damaged ({error})", where=where) from None
+        except FlameError as error:
+            raise CheckpointError(f"the manifest does not describe a model: {error.what}", where=where) from None
+        match(learner.model.state_dict(), tensors, where)
+        learner.model.load_state_dict(tensors, strict=True)
+        learner.model.requires_grad_(False)
+        return learner
+
+    def _adopt(self, store: Store, new: list[Modality], tasks: list[Task]) -> None:
+        """Take the statistics of new modalities and tasks from the store; known ones keep theirs."""
+        fitted = Preprocessor.from_store(store)
+        scalers = {m.name: fitted.scalers[m.name] for m in new}
+        labels = {task.name: fitted.labels[task.name] for task in tasks}
+        self.preprocessor = Preprocessor(
+            {**self.preprocessor.scalers, **scalers}, {**self.preprocessor.labels, **labels}
+        )
+
+    def _add(self, index: int, tasks: list[Task], modalities: Any, new: list[Modality]) -> None:
+        for modality in new:
+            self.model.add_modality(modality, index)
+        self.method.add_routers(self.model, index, modalities, [m.name for m in new])
+        for task in tasks:
+            self.model.add_task(task)
+
+    def _problem(self, store: Store, task: Task) -> Problem:
+        size = self.recipe.train.batch_size
+        train, val = (
+            Loader(store, self.preprocessor, task, store.indices(task.name, split, modalities=task.modalities), n)
+            for split, n in (("train", size), ("val", max(size, 256)))
+        )
+        weight = None
+        if task.kind != "regression":
+            weight = class_weights(task, torch.as_tensor(self.preprocessor.class_counts(task.name)).float())
+        return Problem(task, train, val, self._scale(task), weight)
+
+    def _scale(self, task: Task) -> Any:
+        return self.preprocessor.target_scale(task.name) if task.kind == "regression" else None
+
+    def _variant(self, weights: Mapping[str, torch.Tensor]) -> Learner:
+        twin = copy.deepcopy(self)
+        put(twin.model, weights)
+        twin.method.commit(twin.model, len(twin.stages) - 1)
+        return twin
+
+
+def resolve_task(recipe: Recipe, store: Store, name: str) -> Task:
+    """A store's task with the recipe's changes.
+
+    Raises:
+        FlameError: if the store has no such task, or no such modality.
+    """
+    if name not in store.tasks:
+        raise RecipeError(f"unknown task '{name}'", where=f"recipe '{recipe.name}'", mend=nearest(name, store.tasks))
+    task = recipe.tasks[name].apply(store.tasks[name]) if name in recipe.tasks else store.tasks[name]
+    for modality in task.modalities:
+        if modality not in store.modalities:
+            mend = nearest(modality, store.modalities)
+            raise RecipeError(f"unknown modality '{modality}'", where=f"tasks.{name}.modalities", mend=mend)
+    return task
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to: encoders, experts, attention, routers or heads."""
+    where = name.split(".")
+    if where[0] in ("paths", "heads"):
+        return {"paths": "encoders", "heads": "heads"}[where[0]]
+    return {"pool": "experts", "layers": "attention", "routers": "routers"}[where[2]]
+
+
+def _trainable(model: Flame) -> dict[str, int]:
+    counts = dict.fromkeys(("encoders", "experts", "attention", "routers", "heads"), 0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
+    lists = {key: tuple(data[key]) for key in ("tasks", "modalities", "new_modalities", "history")}
+    commits = tuple(Commit(**c) for c in data["commits"])
+    return LearnedStage(**{**data, **lists, "commits": commits})
+
+
+def _save_state(folder: Path, index: int, state: TrainingState) -> None:
+    manifest = {"stage": index, "state": state.meta()}
+    save_checkpoint(folder, state.tensors(), manifest, kind=STATE_KIND, version=STATE_VERSION)
+
+
+def _load_state(folder: Path | None, index: int) -> TrainingState | None:
+    if folder is None or not folder.exists():
+        return None
+    tensors, manifest = load_checkpoint(folder, kind=STATE_KIND, version=STATE_VERSION)
+    if manifest.get("stage") != index:
+        what = f"the saved training state is of stage {manifest.get('stage')}, not {index}"
+        raise CheckpointError(what, where=str(folder), mend="Remove it to start the stage anew.")
+    return TrainingState.rebuild(tensors, manifest["state"])

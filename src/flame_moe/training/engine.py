@@ -1,0 +1,223 @@
+"""One training loop for every stage and every method, on Lightning Fabric (device and precision come from it)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flame_moe.batch import FlexiBatch, drop_modalities
+from flame_moe.data.loader import Loader
+from flame_moe.data.sampling import steps, steps_per_epoch
+from flame_moe.errors import NonFiniteError
+from flame_moe.nn.losses import task_loss
+from flame_moe.nn.model import Flame
+from flame_moe.schema import Task, TrainConfig
+from flame_moe.training.metrics import PRIMARY, evaluate_predictions
+from flame_moe.training.monitor import Monitor
+from flame_moe.training.optim import learning_rate, make_optimizer
+from flame_moe.training.seeding import generator, seed_torch
+from flame_moe.training.state import TrainingState, snapshot, trainable
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with everything that training it needs.
+
+    Attributes:
+        task: the task.
+        train: batches to learn from.
+        val: batches to choose by.
+        scale: (mean, std), each (target_width,), of regression targets on the training split; else None.
+        class_weight: see `flame_moe.nn.losses.class_weights`.
+    """
+
+    task: Task
+    train: Loader
+    val: Loader
+    scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+    class_weight: Tensor | None
+
+
+class Prediction(NamedTuple):
+    """What a model says of the samples of a loader, in their order.
+
+    Attributes:
+        logits: (n, outputs) float32, standardised for regression.
+        values: probabilities (n,), (n, C) or (n, L); or values in natural units (n, V).
+        target: (n, target_width) float32.
+        ids: n sample ids.
+    """
+
+    logits: NDArray[np.float32]
+    values: NDArray[np.float64]
+    target: NDArray[np.float32]
+    ids: tuple[str, ...]
+
+
+class Fitted(NamedTuple):
+    """The outcome of `fit`: records per epoch, the epoch chosen, and the weights of each task's own best epoch."""
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    per_task: dict[str, dict[str, Tensor]]
+
+
+def fit(
+    model: Flame,
+    problems: Mapping[str, Problem],
+    config: TrainConfig,
+    *,
+    cursor: int,
+    seed: int,
+    epochs: int,
+    monitor: Monitor,
+    penalty: Callable[[Flame], Tensor] | None = None,
+    resume: TrainingState | None = None,
+    save: Callable[[TrainingState], None] | None = None,
+) -> Fitted:
+    """Train whatever requires a gradient on the problems jointly, and leave the model at the chosen epoch.
+
+    Each step sums the task losses of its batches, auxiliary losses included. An epoch draws its randomness from
+    (seed, cursor, epoch) alone, so a run that resumes after a crash ends with the same weights.
+
+    Raises:
+        NonFiniteError: if a loss is NaN or infinite, before the weights are touched.
+    """
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    network, optimizer = fabric.setup(model, make_optimizer(model, config))
+    loaders = {name: p.train for name, p in problems.items()}
+    per_epoch = steps_per_epoch(loaders, config.sampling)
+    state = resume or TrainingState.fresh(problems)
+    state.load_into(model, optimizer)
+    monitor.begin(list(problems), epochs, per_epoch, state.epoch)
+    for epoch in range(state.epoch, epochs):
+        if config.patience is not None and epoch - state.best_epoch > config.patience:
+            break
+        began = time.perf_counter()
+        seed_torch(seed, "stage", cursor, "epoch", epoch)
+        draw = generator(seed, "stage", cursor, "epoch", epoch)
+        totals: dict[str, list[float]] = {name: [] for name in (*problems, "auxiliary")}
+        model.train()
+        for i, batches in enumerate(steps(loaders, config.sampling, config.temperature, draw)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, epoch * per_epoch + i, epochs * per_epoch)
+            optimizer.zero_grad(set_to_none=True)
+            losses = [
+                _loss(network, problems[b.task], fabric.to_device(b), cursor, config, totals)
+                for b in (drop_modalities(b, config.modality_dropout) for b in batches)
+            ]
+            loss = torch.stack(losses).sum()
+            fabric.backward(loss if penalty is None else loss + penalty(model))
+            if config.clip is not None:
+                fabric.clip_gradients(network, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            optimizer.step()
+            monitor.step()
+        val = {name: validate(model, p, cursor) for name, p in problems.items()}
+        record = {
+            "epoch": epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train": {name: float(np.mean(v)) if v else None for name, v in totals.items()},
+            "val": val,
+            "seconds": time.perf_counter() - began,
+        }
+        state.finish_epoch(model, optimizer, record, _scores(problems, val), config)
+        monitor.epoch(record)
+        if save is not None:
+            save(state)
+    monitor.end()
+    if config.select != "last":
+        state.load_best(model)
+    best = state.best_epoch if config.select != "last" else state.epoch - 1
+    return Fitted(state.history, best, state.per_task)
+
+
+def _loss(
+    network: Callable[[FlexiBatch, int], Any],
+    problem: Problem,
+    batch: FlexiBatch,
+    cursor: int,
+    config: TrainConfig,
+    totals: dict[str, list[float]],
+) -> Tensor:
+    """Weighted task loss plus auxiliary loss of one batch; stops on NaN or Inf, naming task and samples."""
+    output = network(batch, cursor)
+    target = batch.target
+    if problem.scale is not None:
+        mean, std = (torch.as_tensor(s, device=target.device) for s in problem.scale)
+        target = (target - mean) / std
+    weight = None if problem.class_weight is None else problem.class_weight.to(target.device)
+    each = task_loss(problem.task, output.logits, target, weight, config.label_smoothing)
+    loss = each.mean()
+    if not bool(torch.isfinite(loss + output.aux)):
+        finite = torch.isfinite(each).tolist()
+        bad = [name for name, good in zip(batch.ids, finite, strict=True) if not good] or list(batch.ids)
+        raise NonFiniteError(
+            f"the loss is {float(loss + output.aux)}; no weight was changed by it",
+            where=f"task '{batch.task}', samples {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}",
+            mend="Look at these samples' values, or lower train.lr.",
+        )
+    totals[batch.task].append(float(loss.detach()))
+    totals["auxiliary"].append(float(output.aux.detach()))
+    return problem.task.weight * loss + output.aux
+
+
+def predict(
+    model: Flame,
+    batches: Iterable[FlexiBatch],
+    task: Task,
+    cursor: int,
+    scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+) -> Prediction:
+    """Run the model over batches in evaluation mode (no noise, no dropout), at the weights of `cursor`."""
+    logits, targets, ids = [], [], []
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            logits.append(model(batch, cursor).logits.float().cpu().numpy())
+            targets.append(batch.target.cpu().numpy())
+            ids.extend(batch.ids)
+    model.train(was_training)
+    raw = np.concatenate(logits) if logits else np.zeros((0, task.outputs), np.float32)
+    target = np.concatenate(targets) if targets else np.zeros((0, task.target_width), np.float32)
+    return Prediction(raw, to_values(task, raw, scale), target, tuple(ids))
+
+
+def to_values(
+    task: Task, logits: NDArray[np.float32], scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+) -> NDArray[np.float64]:
+    """Logits to probabilities: (n,) binary, (n, C) multiclass, (n, L) multilabel; or to natural units (n, V)."""
+    z = logits.astype(np.float64)
+    if task.kind == "regression":
+        return z if scale is None else z * scale[1] + scale[0]
+    if task.kind == "multiclass":
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+    p = np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))))
+    return p[:, 0] if task.kind == "binary" else p
+
+
+def validate(model: Flame, problem: Problem, cursor: int) -> dict[str, float]:
+    """Validation metrics of one task, without intervals."""
+    got = predict(model, problem.val.batches(None), problem.task, cursor, problem.scale)
+    task = problem.task
+    target = got.target if task.target_width > 1 or task.kind == "regression" else got.target[:, 0]
+    scores = evaluate_predictions(task.kind, target, got.values, classes=task.classes, bootstrap=0)
+    return dict(scores.metrics)
+
+
+def _scores(problems: Mapping[str, Problem], val: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Each task's primary metric; NaN (one class only) counts as no evidence, 0."""
+    return {name: float(np.nan_to_num(val[name][PRIMARY[p.task.kind]])) for name, p in problems.items()}
+
+
+__all__ = ["Fitted", "Prediction", "Problem", "fit", "predict", "snapshot", "to_values", "trainable", "validate"]

@@ -1,0 +1,50 @@
+"""AdamW with decay on matrices only, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from flame_moe.nn.encoders.time_attention import TimeEmbedding
+from flame_moe.nn.fusion import Head
+from flame_moe.nn.stacked import StackedMatrix
+from flame_moe.schema import TrainConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: linear maps with decay; routers, queries, norms, biases, times without."""
+    matrices: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, StackedMatrix):
+            matrices.add(id(module.base))
+            if module.delta is not None:
+                matrices.add(id(module.delta))
+        if isinstance(module, Head):
+            matrices.add(id(module.linear.weight))
+    for module in model.modules():
+        if isinstance(module, TimeEmbedding):
+            matrices -= {id(p) for p in module.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if id(p) in matrices], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over everything that is trainable now."""
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Linear warm-up over the first share of the steps, then constant or a cosine to zero."""
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - warm) / max(1, steps - warm)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
