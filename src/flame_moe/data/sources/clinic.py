@@ -101,8 +101,8 @@ def truth(options: ClinicOptions) -> dict[str, Any]:
         modalities and missing ones keep models below it) and `auroc_alone` (modality -> the same when only that
         one is seen). correlation: task -> task -> correlation of their scores without noise.
     """
-    tasks: dict[str, Any] = Field(default_factory=dict)
-    related: dict[str, dict[str, float]] = Field(default_factory=dict)
+    tasks: dict[str, Any] = {}
+    related: dict[str, dict[str, float]] = {}
     for name in options.cohorts:
         for task, question in COHORTS[name].questions.items():
             signal = options.strengths(task, question)
