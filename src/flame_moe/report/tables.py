@@ -1,0 +1,268 @@
+"""The tables of the report, as plain rows of formatted cells, and the summary for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flame_moe.progression import Progression, backward_transfer, progression
+from flame_moe.results import PRIMARY, Drift, Evaluation, Results
+from flame_moe.schema import Task
+
+GROUPS = (
+    ("Classification", ("auroc", "auprc", "f1", "accuracy", "brier", "ece")),
+    ("Regression", ("r2", "rmse", "mae")),
+)
+ABSENT = "n/a"
+
+
+class Cell(NamedTuple):
+    """One cell: its text, a smaller second line, and whether it is computed from other numbers of the results."""
+
+    text: str
+    below: str = ""
+    derived: bool = False
+    strong: bool = False
+
+
+class Table(NamedTuple):
+    """A table with a caption, column heads, rows of (name, smaller line, cells) and footnotes."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, str, list[Cell]]]
+    notes: list[str]
+
+
+def number(value: float) -> str:
+    """Three decimals below 100, one above; a value that does not exist is said so.
+
+    Example:
+        >>> number(0.84249), number(1234.56), number(float("nan"))
+        ('0.842', '1,234.6', 'n/a')
+    """
+    if math.isnan(value):
+        return ABSENT
+    text = f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return text.replace("-", "\u2212")
+
+
+def change(value: float) -> str:
+    """A signed difference, so that zero reads as zero."""
+    return ABSENT if math.isnan(value) else f"{value:+.3f}".replace("-", "\u2212") if value else "0"
+
+
+def logit_change(row: Drift) -> Cell:
+    """Zero is written as zero only where every bit is the same."""
+    if row.bitwise_equal:
+        return Cell("0", "bitwise equal", strong=True)
+    return Cell(f"{row.max_abs_logit_change:.3g}" if row.max_abs_logit_change else "0", "not bitwise equal")
+
+
+def interval(evaluation: Evaluation, metric: str) -> str:
+    """The 95 % interval of a metric, or empty where there is none."""
+    low, high = evaluation.ci.get(metric, (math.nan, math.nan))
+    return "" if math.isnan(low) else f"{number(low)} to {number(high)}"
+
+
+def performance(results: Results) -> list[Table]:
+    """Final test metrics with intervals, one table for classification and one for regression."""
+    tables = []
+    for title, metrics in GROUPS:
+        rows, notes = [], []
+        for task in _in_order(results):
+            final = results.final(task.name)
+            if final is None or not any(metric in final.metrics for metric in metrics):
+                continue
+            cells = [Cell(task.kind), Cell(str(results.learned_in(task.name))), Cell(f"{final.n:,}")]
+            cells += [
+                Cell(number(final.metrics.get(m, math.nan)), interval(final, m), strong=m == PRIMARY[task.kind])
+                for m in metrics
+            ]
+            rows.append((task.name, task.description, cells))
+            notes += [f"{task.name}: {said}" for said in (final.note, task.caveat) if said]
+        if rows:
+            head = ("Task", "Kind", "Stage", "n", *(_title(m) for m in metrics))
+            tables.append(Table(f"{title}: test split after stage {results.last_stage}", head, rows, notes))
+    return tables
+
+
+def transfer(results: Results) -> Table | None:
+    """Primary metric of each earlier task when it was learned and now, for every method."""
+    earlier = [task for task in _in_order(results) if results.learned_in(task.name) < results.last_stage]
+    if not earlier:
+        return None
+    sources = [(results.method, results.evaluations), *((c.name, c.evaluations) for c in results.comparison)]
+    rows = []
+    for task in earlier:
+        cells = [Cell(_title(PRIMARY[task.kind]))]
+        for _, evaluations in sources:
+            table = progression(results, PRIMARY[task.kind], evaluations=evaluations)
+            i = table.tasks.index(task.name)
+            first, last = table.values[i, table.learned[i]], table.values[i, -1]
+            moved = backward_transfer(table)[task.name]
+            cells += [Cell(number(first)), Cell(number(last)), Cell(change(moved), derived=True, strong=True)]
+        rows.append((task.name, "", cells))
+    head = [f"{name}: {what}" for name, _ in sources for what in ("when learned", "now", "change")]
+    return Table("Earlier tasks then and now", ("Task", "Metric", *head), rows, [])
+
+
+def drift(results: Results) -> Table | None:
+    """Largest logit change of each task after each later stage, for every method."""
+    if not results.drift:
+        return None
+    stages = sorted({row.after_stage for row in results.drift})
+    sources = [(results.method, results.drift), *((c.name, c.drift) for c in results.comparison if c.drift)]
+    rows = []
+    for task in _in_order(results):
+        if not any(row.task == task.name for row in results.drift):
+            continue
+        cells = []
+        for _, measured in sources:
+            found = {row.after_stage: row for row in measured if row.task == task.name}
+            cells += [logit_change(found[s]) if s in found else Cell("\u2013") for s in stages]
+        rows.append((task.name, "", cells))
+    head = [f"{name}: after stage {s}" for name, _ in sources for s in stages]
+    return Table("Largest absolute change of any logit since the task was learned", ("Task", *head), rows, [])
+
+
+def footprint(results: Results) -> Table | None:
+    """Parameters and bytes per stage and part."""
+    if not results.footprint:
+        return None
+    rows = []
+    for f in results.footprint:
+        counts = (f.live_parameters, f.live_bytes, f.stored_parameters, f.stored_bytes, f.trainable_parameters)
+        rows.append((str(f.part), "", [Cell(str(f.after_stage)), *(Cell(f"{count:,}") for count in counts)]))
+    head = ("Part", "After stage", "Live parameters", "Live bytes", "Stored parameters", "Stored bytes", "Trained")
+    return Table("Parameters and bytes by part", head, rows, [])
+
+
+def stages(results: Results) -> Table:
+    """What each stage learned, from what, for how long."""
+    rows = []
+    for stage in results.stages:
+        names = [", ".join(stage.tasks), ", ".join(stage.new_modalities) or "none"]
+        figures = [str(stage.epochs_run), str(stage.best_epoch), number(stage.seconds)]
+        rows.append((f"Stage {stage.index}", "", [Cell(text) for text in (*names, *figures)]))
+    return Table("Stages", ("Stage", "Tasks", "New modalities", "Epochs", "Best epoch", "Seconds"), rows, [])
+
+
+def commits(results: Results) -> Table | None:
+    """What truncation to a low rank left out, per stage: the worst matrix, and the test metric before and after."""
+    if not results.commits:
+        return None
+    rows = []
+    for index in sorted({c.stage for c in results.commits}):
+        of_stage = [c for c in results.commits if c.stage == index]
+        worst = max(of_stage, key=lambda c: c.relative_error)
+        cells = [Cell(str(len(of_stage)), derived=True), Cell(str(worst.rank)), Cell(number(worst.relative_error))]
+        rows.append((f"Stage {index}", "", [*cells, Cell(worst.matrix)]))
+    head = ("Stage", "Matrices", "Rank of the worst", "Its relative error", "Which")
+    return Table("Truncation of the stage's update to low rank", head, rows, [])
+
+
+def truncation(results: Results) -> Table | None:
+    """Primary test metric at full rank and as committed, for stages where both were measured."""
+    rows = []
+    for full in (e for e in results.evaluations if e.phase == "full_rank" and e.split == "test"):
+        metric = PRIMARY[_task(results, full.task).kind]
+        same = [e for e in results.evaluations if e.phase == "committed" and e.split == "test"]
+        kept = [e for e in same if (e.task, e.after_stage) == (full.task, full.after_stage)]
+        if kept and metric in full.metrics and metric in kept[0].metrics:
+            before, after = full.metrics[metric], kept[0].metrics[metric]
+            cells = [Cell(str(full.after_stage)), Cell(_title(metric)), Cell(number(before)), Cell(number(after))]
+            rows.append((full.task, "", cells))
+    head = ("Task", "Stage", "Metric", "Full rank", "Committed")
+    return Table("Cost of truncation: test metric before and after", head, rows, []) if rows else None
+
+
+def funnel(results: Results) -> Table | None:
+    """How raw records became samples."""
+    if results.data is None or not results.data.funnel.steps:
+        return None
+    rows = [
+        (step.text, "", [Cell(f"{count:,}") for count in (step.before, step.dropped, step.after)])
+        for step in results.data.funnel.steps
+    ]
+    notes = [f"{text}: {count:,}" for text, count in results.data.funnel.counts.items()]
+    return Table("Cohort", ("Rule", "Before", "Left out", "After"), rows, notes)
+
+
+def prevalence(results: Results) -> Table | None:
+    """Labelled samples per task and split, and the share of each class."""
+    if results.data is None or not results.data.prevalence:
+        return None
+    rows = []
+    for row in results.data.prevalence:
+        share = row.share
+        if _task(results, row.task).kind == "binary" and len(share) == 2:
+            share = dict(list(share.items())[1:])
+        said = ", ".join(f"{name} {number(value)}" for name, value in share.items())
+        if len(share) > 6:
+            said = f"{number(min(share.values()))} to {number(max(share.values()))} over all labels"
+        rows.append((row.task, "", [Cell(row.split), Cell(f"{row.n:,}"), Cell(said)]))
+    return Table("Labels", ("Task", "Split", "n", "Share of samples"), rows, [])
+
+
+def missingness(results: Results) -> Table | None:
+    """How many samples have each modality, and how densely it is observed."""
+    if results.data is None or not results.data.missingness:
+        return None
+    rows = [
+        (m.modality, "", [Cell(number(m.present)), Cell("\u2013" if m.observed is None else number(m.observed))])
+        for m in results.data.missingness
+    ]
+    return Table("Modalities", ("Modality", "Share of samples with it", "Share of its cells observed"), rows, [])
+
+
+def summary_table(results: Results) -> RichTable:
+    """The run in a terminal: one line per task with its final test metric and its largest logit change.
+
+    Example:
+        >>> rich.print(summary_table(Results.load("results.json")))  # doctest: +SKIP
+    """
+    table = RichTable(title=Text(f"{results.name}: test split after stage {results.last_stage}"))
+    for head in ("task", "stage", "n", "metric", "value", "95 % interval", "largest logit change"):
+        table.add_column(head, justify="left" if head in ("task", "metric") else "right")
+    for task in _in_order(results):
+        final = results.final(task.name)
+        metric = PRIMARY[task.kind]
+        value = ABSENT if final is None else number(final.metrics.get(metric, math.nan))
+        between = "" if final is None else interval(final, metric)
+        size = "" if final is None else f"{final.n:,}"
+        cells = (task.name, str(results.learned_in(task.name)), size, _title(metric), value, between)
+        table.add_row(*(Text(cell) for cell in (*cells, _worst(results, task.name))))
+    return table
+
+
+def mean_transfer(table: Progression) -> float:
+    """Mean backward transfer over the earlier tasks that have this metric; NaN where there are none."""
+    known = [value for value in backward_transfer(table).values() if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _worst(results: Results, task: str) -> str:
+    rows = [row for row in results.drift if row.task == task]
+    if not rows:
+        return "no later stage"
+    if all(row.bitwise_equal for row in rows):
+        return "0 (bitwise equal)"
+    return f"{max(row.max_abs_logit_change for row in rows):.3g}"
+
+
+def _in_order(results: Results) -> Sequence[Task]:
+    """Tasks as they were learned."""
+    return [_task(results, name) for stage in results.stages for name in stage.tasks]
+
+
+def _task(results: Results, name: str) -> Task:
+    return next(task for task in results.tasks if task.name == name)
+
+
+def _title(metric: str) -> str:
+    return {"f1": "F1", "accuracy": "Accuracy", "brier": "Brier", "r2": "R2"}.get(metric, metric.upper())
