@@ -265,7 +265,7 @@ def _legend(figure: Figure, ax: Axes, *, reverse: bool = False) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if reverse:
         handles, labels = handles[::-1], labels[::-1]
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.6, borderpad=0)
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.6, borderpad=0.5)
 
 
 DRAWN: dict[str, Callable[[Results], Picture | None]] = {

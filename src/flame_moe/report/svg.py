@@ -124,5 +124,5 @@ def shorten(name: str, width: int = 26) -> str:
 
 
 def ramp() -> LinearSegmentedColormap:
-    """Light to dark of one hue, for shares between 0 and 1; text on it turns white above 0.58, where contrast changes sides."""
+    """Light to dark of one hue, for shares between 0 and 1; white text on it is legible above 0.58, dark text below."""
     return LinearSegmentedColormap.from_list("ramp", ["#f4f8fb", "#8fc1de", OWN, "#00334f"])

@@ -159,8 +159,9 @@ def commits(results: Results) -> Table | None:
     rows = []
     for index in sorted({c.stage for c in results.commits}):
         of_stage = [c for c in results.commits if c.stage == index]
-        worst = max(of_stage, key=lambda c: c.relative_error)
-        cells = [Cell(str(len(of_stage)), derived=True), Cell(str(worst.rank)), Cell(number(worst.relative_error))]
+        worst = max(of_stage, key=lambda c: -1.0 if math.isnan(c.relative_error) else c.relative_error)
+        rank = "dense" if worst.rank is None else str(worst.rank)
+        cells = [Cell(str(len(of_stage)), derived=True), Cell(rank), Cell(number(worst.relative_error))]
         rows.append((f"Stage {index}", "", [*cells, Cell(worst.matrix)]))
     head = ("Stage", "Matrices", "Rank of the worst", "Its relative error", "Which")
     return Table("Truncation of the stage's update to low rank", head, rows, [])
