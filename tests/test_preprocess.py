@@ -149,3 +149,13 @@ def test_no_scaling_leaves_values_alone() -> None:
     scaler = parse_scaler(Identity().plain())
     np.testing.assert_array_equal(scaler.apply(values, None), values)
     assert scaler.apply(values, values > 2).tolist() == [[0, 0], [0, 3], [4, 5]]
+
+
+def test_statistics_do_not_depend_on_the_size_of_pieces(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Preprocessor.from_store(store).plain()
+    monkeypatch.setattr("flame_moe.data.preprocess.CELLS", 10)
+    pieces = Preprocessor.fit(store).plain()
+    assert pieces["modalities"]["static"] == whole["modalities"]["static"]
+    for name in ("vitals", "notes"):
+        for key in ("mean", "scale"):
+            np.testing.assert_allclose(pieces["modalities"][name][key], whole["modalities"][name][key], rtol=1e-9)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flame_moe.batch import Observation, Sample
+from flame_moe.data.columns import ColumnFile
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import SplitSpec
 from flame_moe.data.split import deal
@@ -286,6 +287,7 @@ def test_a_damaged_store_is_not_opened(tmp_path: Path) -> None:
         "not a sample store": {"format": "other"},
         "damaged": {"modalities": [{"name": "x"}]},
         "does not list": {"files": {}},
+        "does not fit the descriptions": {"samples": 199},
     }.items():
         manifest.write_text(json.dumps({**json.loads(text), **change}))
         refused(message)
@@ -340,3 +342,24 @@ def test_funnel_goes_through_json_and_keeps_order() -> None:
         funnel.rule("more", 9)
     with pytest.raises(StoreError, match="cannot be read"):
         Funnel.parse({"steps": 3})
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        options = {"source": "x", "options": {}, "modalities": MODALITIES, "tasks": TASKS}
+        with StoreWriter(tmp_path / "s", **options) as writer:
+            writer._files["tasks/death/target.bin"].abandon()
+            writer._files["tasks/death/target.bin"] = ColumnFile(Path("/dev/full"), "<f4", (1,))
+            for sample in GOOD:
+                writer.add(sample)
+            writer.finish(SplitSpec(), Funnel())
+
+    with pytest.raises(StoreError, match="cannot be written: No space left"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write(tmp_path / "file" / "s", GOOD)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,29 +41,33 @@ class ColumnFile:
     """
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...] = ()) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.dtype, self.row, self.rows = np.dtype(dtype), row, 0
+        self.path, self.dtype, self.row, self.rows = path, np.dtype(dtype), row, 0
         self._hash = hashlib.sha256()
         self._bytes = 0
-        self._file = path.open("wb", buffering=1 << 18)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=1 << 18)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write rows of shape (k, *row)."""
         data = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
-        self._file.write(data)
+        with writing(self.path):
+            self._file.write(data)
         self._hash.update(data)
         self._bytes += len(data)
         self.rows += len(rows)
 
-    def close(self) -> None:
-        """Release the file; what was buffered may be lost."""
-        self._file.close()
+    def abandon(self) -> None:
+        """Release the file; what was buffered may be lost, and a full disk no longer matters."""
+        with suppress(OSError):
+            self._file.close()
 
     def finish(self) -> FileRecord:
         """Bring everything to the disk and describe the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         return FileRecord(self.dtype.str, (self.rows, *self.row), self._bytes, self._hash.hexdigest())
 
 
@@ -88,8 +94,22 @@ def hash_file(path: Path) -> str:
 
 def write_synced(path: Path, data: bytes) -> FileRecord:
     """Write a whole file and bring it to the disk."""
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return FileRecord("", (), len(data), hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a full disk or a missing permission in one sentence.
+
+    Raises:
+        StoreError: instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        mend = "Free some space, or write to another place."
+        raise StoreError(f"it cannot be written: {error.strerror}", where=str(path), mend=mend) from None

@@ -15,7 +15,7 @@ from flame_moe.data.store import Store
 from flame_moe.errors import DataError, StoreError, nearest
 from flame_moe.schema import Modality, Task
 
-CHUNK = 2048
+CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Preprocessor:
 
     @classmethod
     def fit(cls, store: Store, split: str = "train") -> Preprocessor:
-        """Fit on one split of a store, in pieces of a few thousand samples.
+        """Fit on one split of a store, piece by piece.
 
         Raises:
             DataError: if the split has no sample.
@@ -133,8 +133,10 @@ def _fit_scaler(store: Store, modality: Modality, indices: NDArray[np.int64]) ->
 def _chunks(
     store: Store, modality: str, indices: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_] | None]]:
-    for start in range(0, len(indices), CHUNK):
-        part = store.gather(modality, indices[start : start + CHUNK])
+    """Pieces of about 4 million cells, so that memory does not grow with the number or the length of samples."""
+    cells = np.cumsum(store.lengths(modality, indices)) * store.modalities[modality].features
+    for piece in np.split(indices, np.flatnonzero(np.diff(cells // CELLS)) + 1):
+        part = store.gather(modality, piece)
         yield part.values, part.observed
 
 

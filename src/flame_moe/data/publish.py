@@ -8,7 +8,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from flame_moe.data.store import FORMAT, MANIFEST
+from flame_moe.data.layout import FORMAT, MANIFEST
 from flame_moe.errors import StoreError
 
 

@@ -1,19 +1,10 @@
-"""The sample store: a folder of raw memory-mapped columns and one manifest.
+"""Reading a sample store: memory-mapped columns, gathered for many samples at once.
 
-    manifest.json                    what is inside: descriptions, funnel, splits, labels, statistics, files and hashes
-    samples.arrow                    id, subject, split of every sample
-    modalities/<name>/offsets.bin    (n + 1,) int64; sample i owns steps offsets[i]:offsets[i + 1], none = absent
-    modalities/<name>/values.bin     (steps, features) float32
-    modalities/<name>/times.bin      (steps,) float32, if the modality has times
-    modalities/<name>/observed.bin   (steps, features) bool, if the modality has flags
-    tasks/<name>/target.bin          (n, target_width) float32, NaN = no label
-
-A store is written once (`flame_moe.data.writer`) and never changed.
+Its files are described in `flame_moe.data.layout`. A store is written once (`flame_moe.data.writer`), never changed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from flame_moe.batch import Observation, Sample
 from flame_moe.data.columns import FileRecord, hash_file, map_array
 from flame_moe.data.labels import labelled as has_label
+from flame_moe.data.layout import SAMPLES, layout, read_manifest
 from flame_moe.errors import DataError, FlameError, StoreError, nearest
 from flame_moe.schema import SPLITS, Modality, Task
-
-FORMAT = "flame-moe-store"
-VERSION = 1
-MANIFEST = "manifest.json"
-SAMPLES = "samples.arrow"
 
 
 class Ragged(NamedTuple):
@@ -73,6 +60,7 @@ class Store:
         self.modalities = {m["name"]: Modality.parse(m, where=str(path)) for m in manifest["modalities"]}
         self.tasks = {t["name"]: Task.parse(t, where=str(path)) for t in manifest["tasks"]}
         self._records = {name: FileRecord.parse(record) for name, record in manifest["files"].items()}
+        self._layout = layout(self.modalities.values(), self.tasks.values())
         self._arrays: dict[str, NDArray[Any]] = {}
         self._present: dict[str, NDArray[np.bool_]] = {}
 
@@ -153,17 +141,22 @@ class Store:
         target: NDArray[np.float32] = self._array(f"tasks/{self._known_task(task)}/target.bin")[np.asarray(indices)]
         return target
 
+    def lengths(self, modality: str, indices: ArrayLike) -> NDArray[np.int64]:
+        """(k,) number of steps of each sample, 0 where the modality is absent."""
+        offsets = self._array(f"modalities/{self._known(modality)}/offsets.bin")
+        wanted = np.asarray(indices, dtype=np.int64)
+        lengths: NDArray[np.int64] = offsets[wanted + 1] - offsets[wanted]
+        return lengths
+
     def gather(self, modality: str, indices: ArrayLike) -> Ragged:
         """One modality of several samples; samples without it are left out (see `Ragged.rows`)."""
         wanted = np.asarray(indices, dtype=np.int64)
         description = self.modalities[self._known(modality)]
         folder = f"modalities/{modality}"
-        offsets = self._array(f"{folder}/offsets.bin")
-        starts = offsets[wanted]
-        spans = offsets[wanted + 1] - starts
+        spans = self.lengths(modality, wanted)
         rows = np.flatnonzero(spans).astype(np.int64)
-        starts, lengths = starts[rows], spans[rows]
-        steps = spread(starts, lengths)
+        lengths = spans[rows]
+        steps = spread(self._array(f"{folder}/offsets.bin")[wanted[rows]], lengths)
         return Ragged(
             rows=rows,
             values=self._array(f"{folder}/values.bin")[steps],
@@ -230,47 +223,21 @@ class Store:
         return task
 
     def _check_files(self) -> None:
-        for name in [SAMPLES, *expected_files(self.modalities.values(), self.tasks.values())]:
+        """Refuse a store whose files are not those of its descriptions, or do not have their sizes."""
+        where, mend = str(self.path), "Prepare the store again."
+        for name in (SAMPLES, *self._layout):
             if name not in self._records:
-                raise StoreError(f"the manifest does not list '{name}'", where=str(self.path))
+                raise StoreError(f"the manifest does not list '{name}'", where=where, mend=mend)
+        for name, column in self._layout.items():
+            if not column.fits(self._records[name], len(self)):
+                raise StoreError("an array does not fit the descriptions", where=str(self.path / name), mend=mend)
         for name, record in self._records.items():
             file = self.path / name
             if not file.is_file():
-                raise StoreError("a file of the store is missing", where=str(file), mend="Prepare the store again.")
+                raise StoreError("a file of the store is missing", where=str(file), mend=mend)
             if file.stat().st_size != record.bytes:
                 what = f"a file of the store has {file.stat().st_size} bytes, not {record.bytes}"
-                raise StoreError(what, where=str(file), mend="Prepare the store again.")
-
-
-def expected_files(modalities: Any, tasks: Any) -> list[str]:
-    """Names of the array files that a store with these descriptions has."""
-    files = []
-    for m in modalities:
-        columns = ["offsets", "values", *(["times"] if m.has_times else []), *(["observed"] if m.has_observed else [])]
-        files += [f"modalities/{m.name}/{column}.bin" for column in columns]
-    return files + [f"tasks/{t.name}/target.bin" for t in tasks]
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the store at `path`.
-
-    Raises:
-        StoreError: if there is no store, or it is of another format or version.
-    """
-    file = path / MANIFEST
-    mend = "Prepare one with `flame prepare`."
-    if not file.is_file():
-        raise StoreError("there is no sample store", where=str(path), mend=mend)
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise StoreError("the manifest is not valid JSON", where=str(file), mend="Prepare the store again.") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError("this is not a sample store", where=str(path), mend=mend)
-    if manifest.get("version") != VERSION:
-        what = f"the store has version {manifest.get('version')}, this program reads version {VERSION}"
-        raise StoreError(what, where=str(path), mend="Prepare the store again.")
-    return manifest
+                raise StoreError(what, where=str(file), mend=mend)
 
 
 def spread(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from flame_moe.data.labels import refuse_unlearnable, summarise
 from flame_moe.data.sources.base import SplitSpec
 from flame_moe.data.split import SplitRule
@@ -46,7 +48,7 @@ def refuse_unlearnable_tasks(store: Store, rule: SplitRule) -> None:
         needed = [s for s, fraction in zip(SPLITS, rule.fractions, strict=True) if fraction > 0 or s == "train"]
     else:
         needed = [s for i, s in enumerate(SPLITS) if s == "train" or (store.splits == i).any()]
-    everyone = range(len(store))
+    everyone = np.arange(len(store))
     for name, task in store.tasks.items():
         refuse_unlearnable(store.target(name, everyone), task, store.splits, needed)
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from flame_moe.batch import Sample
 from flame_moe.data.check import check_sample
-from flame_moe.data.columns import ColumnFile, FileRecord, write_synced
+from flame_moe.data.columns import ColumnFile, FileRecord, write_synced, writing
 from flame_moe.data.funnel import Funnel
+from flame_moe.data.layout import FORMAT, MANIFEST, SAMPLES, VERSION, layout
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.publish import publish, refuse_existing, sibling
 from flame_moe.data.sources.base import SplitSpec
 from flame_moe.data.split import SplitRule, assign
-from flame_moe.data.store import FORMAT, MANIFEST, SAMPLES, VERSION, Store
+from flame_moe.data.store import Store
 from flame_moe.data.summary import refuse_unlearnable_tasks, summaries
 from flame_moe.errors import DataError, StoreError, nearest
 from flame_moe.schema import Modality, Task
@@ -81,26 +82,21 @@ class StoreWriter:
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = sibling(self.path)
-        self._folder.mkdir()
-        for m in self._modalities.values():
-            folder = f"modalities/{m.name}"
-            self._create(f"{folder}/offsets.bin", "<i8").append(np.zeros(1))
-            self._create(f"{folder}/values.bin", "<f4", (m.features,))
-            if m.has_times:
-                self._create(f"{folder}/times.bin", "<f4")
-            if m.has_observed:
-                self._create(f"{folder}/observed.bin", "|b1", (m.features,))
-        for t in self._tasks.values():
-            self._create(f"tasks/{t.name}/target.bin", "<f4", (t.target_width,))
+        folder = sibling(self.path)
+        with writing(self.path):
+            folder.mkdir(parents=True)
+        self._folder = folder
+        for name, column in layout(self._modalities.values(), self._tasks.values()).items():
+            self._files[name] = ColumnFile(self._folder / name, column.dtype, column.row)
+            if column.extra:
+                self._files[name].append(np.zeros(column.extra))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            file.abandon()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -166,15 +162,10 @@ class StoreWriter:
         trained = len(draft.indices(split="train")) > 0
         manifest["statistics"] = Preprocessor.fit(draft).plain() if trained else None
         write_synced(self._folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
-        publish(self._folder, self.path)
+        with writing(self.path):
+            publish(self._folder, self.path)
         self._folder = None
         return Store.open(self.path)
-
-    def _create(self, name: str, dtype: str, row: tuple[int, ...] = ()) -> ColumnFile:
-        if self._folder is None:
-            raise StoreError("the writer is not open", mend="Use it as a context manager.")
-        self._files[name] = ColumnFile(self._folder / name, dtype, row)
-        return self._files[name]
 
     def _write_samples(self, folder: Path, splits: NDArray[np.int8]) -> FileRecord:
         table = pa.table(
