@@ -159,3 +159,16 @@ def test_statistics_do_not_depend_on_the_size_of_pieces(store: Store, monkeypatc
     for name in ("vitals", "notes"):
         for key in ("mean", "scale"):
             np.testing.assert_allclose(pieces["modalities"][name][key], whole["modalities"][name][key], rtol=1e-9)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "quantile", "none"])
+def test_what_is_not_observed_never_matters(scaling: str) -> None:
+    generator = np.random.default_rng(0)
+    values, observed = generator.normal(size=(50, 3)).astype(F), generator.random((50, 3)) < 0.5
+    blank = np.where(observed, values, np.nan).astype(F)
+    kinds = {"standard": Standard, "quantile": Quantile}
+    scaler = kinds[scaling].fit([(values, observed)], 3) if scaling in kinds else Identity()
+    np.testing.assert_array_equal(scaler.apply(blank, observed), scaler.apply(values, observed))
+    assert (scaler.apply(blank, observed)[~observed] == 0).all()
+    if scaling in kinds:
+        assert kinds[scaling].fit([(blank, observed)], 3).plain() == scaler.plain()

@@ -77,9 +77,7 @@ class Standard:
 
     def apply(self, values: Values, observed: Flags | None) -> Values:
         scaled = (values - self.mean.astype(np.float32)) * (1.0 / self.scale).astype(np.float32)
-        if observed is not None:
-            scaled *= observed
-        return scaled
+        return scaled if observed is None else np.where(observed, scaled, np.float32(0.0))
 
     def plain(self) -> dict[str, Any]:
         return {"scaling": "standard", "mean": self.mean.tolist(), "scale": self.scale.tolist()}
