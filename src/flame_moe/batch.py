@@ -163,4 +163,10 @@ def drop_modalities(batch: FlexiBatch, rate: float) -> FlexiBatch:
 
 
 def _select(part: ModalityBatch, keep: Tensor) -> ModalityBatch:
-    return ModalityBatch(*(None if field is None else field[keep] for field in part))
+    return ModalityBatch(
+        rows=part.rows[keep],
+        values=part.values[keep],
+        lengths=part.lengths[keep],
+        times=None if part.times is None else part.times[keep],
+        observed=None if part.observed is None else part.observed[keep],
+    )

@@ -146,11 +146,14 @@ class Calibration(Description):
 
 
 class Commit(Description):
-    """One weight update truncated to `rank`: the relative Frobenius error |Delta - A B| / |Delta|."""
+    """One weight update truncated to `rank`: the relative Frobenius error |Delta - A B| / |Delta|.
+
+    `rank` is null where the update was stored dense, because factors would have cost as much.
+    """
 
     stage: Count
     matrix: str
-    rank: Count
+    rank: Count | None
     relative_error: Number
 
 

@@ -1,0 +1,1 @@
+"""Read a trained model, return plain numbers: routing fingerprints, footprint."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from flame_moe.nn.block import Block
 from flame_moe.nn.gating import Router
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import StackedMatrix, StageVector
@@ -33,12 +34,13 @@ class PartSize(NamedTuple):
 def footprint(model: Flame) -> list[PartSize]:
     """Sizes of the parts, in the order of `PARTS`; a part that does not exist has size 0."""
     live, stored = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
-    owners = {
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    owners: dict[str, list[nn.Module]] = {
         "encoders": [model.paths],
         "heads": [model.heads],
-        "experts": [m for b in model.blocks if isinstance(m := b.pool, nn.Module)],
-        "attention": [m for b in model.blocks if isinstance(m := b.layers, nn.Module)],
-        "routers": [m for b in model.blocks if isinstance(m := b.routers, nn.Module)],
+        "experts": [block.pool for block in blocks if block.pool is not None],
+        "attention": [block.layers for block in blocks],
+        "routers": [block.routers for block in blocks],
     }
     for part, modules in owners.items():
         for module in modules:

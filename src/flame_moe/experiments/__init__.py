@@ -1,0 +1,1 @@
+"""Comparisons: the controls that could prove us wrong."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -182,8 +182,7 @@ class StackedMatrix(Growable):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
         self._cache.clear()
-        super()._apply(fn, recurse)
-        return self
+        return cast(StackedMatrix, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}

@@ -178,7 +178,9 @@ def predict(
     scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Prediction:
     """Run the model over batches in evaluation mode (no noise, no dropout), at the weights of `cursor`."""
-    logits, targets, ids = [], [], []
+    logits: list[NDArray[np.float32]] = []
+    targets: list[NDArray[np.float32]] = []
+    ids: list[str] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode():

@@ -85,12 +85,9 @@ class TrainingState:
         for name, parameter in trainable(model).items():
             keys = [key for key in self.moments if key.rsplit("/", 1)[0] == name]
             if keys:
-                optimizer.state[parameter] = {
-                    key.rsplit("/", 1)[1]: self.moments[key]
-                    .clone()
-                    .to(parameter.device if "step" not in key else "cpu")
-                    for key in keys
-                }
+                found = {key.rsplit("/", 1)[1]: self.moments[key].clone() for key in keys}
+                # AdamW counts its steps on the CPU and keeps the rest beside the parameter.
+                optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in found.items()}
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into the model."""

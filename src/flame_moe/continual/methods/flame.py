@@ -1,4 +1,4 @@
-"""FLAME-CL: compress each stage's change into a frozen low-rank slice (paper section on continual learning, Eq. 3-4)."""
+"""FLAME-CL: compress each stage's change into a frozen low-rank slice (paper Eq. 3-4)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from flame_moe.continual.methods.base import Commit, Method
 from flame_moe.continual.truncation import by_weight
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import Growable, LowRank, StackedMatrix, growables
+from flame_moe.nn.stacked import Growable, LowRank, StackedMatrix, StageVector, growables
 
 
 class FlameCL(Method):
@@ -56,7 +56,7 @@ class FlameCL(Method):
                     part.delta.requires_grad_(True)
                 elif part.base_stage == stage:
                     part.base.requires_grad_(True)
-            elif mark in part.copies:
+            elif isinstance(part, StageVector) and mark in part.copies:
                 part.copies[mark].requires_grad_(True)
         for name, parameter in model.named_parameters():
             where = name.split(".")

@@ -55,7 +55,7 @@ def clean(record: Record, tally: Counter[str]) -> Stay:
     Example:
         >>> record = Record("7", {"Age": 60.0}, [60, 60], [INDEX["pH"], INDEX["HR"]], [735.0, 0.0], True, "7.txt")
         >>> stay = clean(record, Counter())
-        >>> stay.values[0, INDEX["pH"]], bool(np.isnan(stay.values[0, INDEX["HR"]]))
+        >>> float(stay.values[0, INDEX["pH"]]), bool(np.isnan(stay.values[0, INDEX["HR"]]))
         (7.35, True)
     """
     variables = np.array(record.variables, dtype=np.int64)

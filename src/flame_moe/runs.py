@@ -1,0 +1,274 @@
+"""A run from recipe to report: the calls behind the command line, and the three lines of Python.
+
+A run folder is whole at every moment; it is replaced when a stage is complete:
+
+    recipe.json      what was asked
+    model/           the checkpoint (see `flame_moe.training.checkpoint`)
+    reference/       each task's test logits right after its own stage, against which drift is measured
+    results.json     everything measured (docs/results.md)
+    report.html      the page made from it
+    selected/        with select = "per_task": a checkpoint per task of the last stage, at the task's own best epoch
+    resume/          only while a stage is being trained: its state after the last whole epoch
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flame_moe.continual import Learner
+from flame_moe.continual.learner import resolve_task
+from flame_moe.continual.methods import make_method
+from flame_moe.data.prepare import prepare
+from flame_moe.data.store import Store
+from flame_moe.errors import CheckpointError, DataError, RecipeError, nearest
+from flame_moe.files import replacing_folder, write_text
+from flame_moe.recorder import Recorder, Reference, data_summary
+from flame_moe.results import Comparison, Results
+from flame_moe.schema import MethodConfig, Recipe, Stage
+from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from flame_moe.training.monitor import Monitor
+
+RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
+MODEL, REFERENCE, SELECTED, RESUME = "model", "reference", "selected", "resume"
+REFERENCE_KIND, REFERENCE_VERSION = "flame-moe-reference", 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        learner: the model; `learner.predict` scores samples of a store.
+        results: what was measured.
+    """
+
+    path: Path
+    learner: Learner
+    results: Results
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            FlameError: if it is not one, or something in it is damaged.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise DataError("there is no such run", where=str(path), mend="Check the path, or make one: `flame run`.")
+        return cls(path, Learner.load(path / MODEL), Results.load(path / RESULTS))
+
+
+def check(recipe: Recipe, store: Store) -> None:
+    """Everything about a recipe that can be wrong for a store, before anything is trained or written.
+
+    Raises:
+        FlameError: unknown method, task, modality, or a recipe that names tasks it does not learn.
+    """
+    learned = [name for stage in recipe.stages for name in stage.tasks]
+    for name in learned:
+        resolve_task(recipe, store, name)
+    for name in recipe.tasks:
+        if name not in learned:
+            raise RecipeError(
+                f"the recipe changes task '{name}' but learns it in no stage", mend=nearest(name, learned)
+            )
+    for name in (recipe.method.name, *recipe.compare):
+        make_method(MethodConfig(name=name))
+
+
+def open_store(recipe: Recipe, store: Store | str | Path | None = None) -> Store:
+    """The store of a recipe: the one given, the one it names, or a fresh one from its source.
+
+    A store that the recipe names but that does not exist is prepared there.
+    """
+    if isinstance(store, Store):
+        return store
+    place = store if store is not None else recipe.data.store
+    if place is None:
+        raise RecipeError("the recipe names no store", where="data.store", mend="Name a folder, or give --store.")
+    if Path(place).exists():
+        return Store.open(place)
+    return prepare(recipe.data.source, recipe.data.raw, place, options=recipe.data.options)
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    store: Store | str | Path | None = None,
+    monitor: Monitor | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Learn every stage of a recipe, measure after each, and write a run folder.
+
+    Args:
+        recipe: what to do.
+        out: the run folder; must not exist unless `resume` or `overwrite`.
+        store: the samples; default the recipe's own.
+        monitor: who is told of progress.
+        resume: go on with a run that was cut off; it ends with the same weights as if it had not been.
+        overwrite: replace a run that is there.
+
+    Raises:
+        FlameError: before anything is written, if recipe, store and folder do not fit together.
+    """
+    out = Path(out)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    _refuse(out, resume=resume, overwrite=overwrite)
+    store = open_store(recipe, store)
+    check(recipe, store)
+    recipe = at_store(recipe, store)
+    if overwrite and not resume and out.exists():
+        shutil.rmtree(out)
+    learner, recorder = _begin(recipe, out)
+    recorder.data = recorder.data or data_summary(store)
+    recorder.stores = dict.fromkeys([name for stage in recipe.stages for name in stage.tasks], store)
+    base = None
+    for stage in recipe.stages[len(learner.stages) :]:
+        _learn(learner, recorder, store, stage, out, monitor)
+        base = learner.with_method(recipe.method) if recipe.compare and len(learner.stages) == 1 else base
+    done = {other.name for other in recorder.comparison}
+    for name in [name for name in recipe.compare if name not in done]:
+        recorder.comparison.append(_compare(name, recipe, store, base, monitor))
+        _write(learner, recorder, out)
+    return Run(out, learner, recorder.results())
+
+
+def extend(
+    path: str | Path,
+    tasks: Sequence[str],
+    *,
+    store: Store | str | Path | None = None,
+    epochs: int | None = None,
+    monitor: Monitor | None = None,
+) -> Run:
+    """Learn one more stage on a saved run. Earlier tasks are measured again, to show that they did not change.
+
+    Args:
+        path: the run folder; replaced when the stage is complete, untouched before.
+        tasks: tasks of the new stage, learned jointly.
+        store: samples of the new tasks; default the run's own store. Earlier tasks are measured where this store, or
+            the run's own, has them.
+        epochs: default the recipe's.
+        monitor: who is told of progress.
+    """
+    path = Path(path)
+    old = Run.open(path)
+    recipe = old.learner.recipe
+    chosen = open_store(recipe, store)
+    stage = Stage.parse({"tasks": list(tasks), "epochs": epochs}, where="the new stage")
+    old.learner.resolve(chosen, stage)
+    recorder = Recorder.resume(old.results, _load_reference(path / REFERENCE))
+    homes = [s for s in (_own_store(recipe), chosen) if s is not None]
+    recorder.stores = {name: s for name in old.learner.tasks for s in reversed(homes) if name in s.tasks}
+    recorder.stores |= dict.fromkeys(stage.tasks, chosen)
+    _learn(old.learner, recorder, chosen, stage, path, monitor)
+    return Run(path, old.learner, recorder.results())
+
+
+def at_store(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with the place of the store it is run on, so that the run can find it again."""
+    data = recipe.data.model_copy(update={"store": str(store.path.resolve())})
+    return recipe.model_copy(update={"data": data})
+
+
+def _refuse(out: Path, *, resume: bool, overwrite: bool) -> None:
+    if not out.exists() or resume:
+        return
+    is_run = (out / RECIPE).is_file()
+    if not overwrite:
+        mend = "Give another folder, go on with --resume, or replace it with --overwrite."
+        raise DataError("there is already something", where=str(out), mend=mend)
+    if not is_run:
+        raise DataError("what is there is not a run", where=str(out), mend="Give another folder.")
+
+
+def _begin(recipe: Recipe, out: Path) -> tuple[Learner, Recorder]:
+    """A fresh learner, or the one that a run that was cut off has saved."""
+    if not (out / RECIPE).is_file():
+        write_text(out / RECIPE, json.dumps(recipe.plain(), indent=1))
+        return Learner(recipe), Recorder(recipe)
+    before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    if before != recipe.plain():
+        changed = sorted(
+            key for key in before.keys() | recipe.plain().keys() if before.get(key) != recipe.plain().get(key)
+        )
+        what = f"the run was begun with another recipe ({', '.join(changed)} differ)"
+        raise RecipeError(what, where=str(out), mend="Resume with the same recipe, or start anew with --overwrite.")
+    if not (out / MODEL).exists():
+        return Learner(recipe), Recorder(recipe)
+    found = Run.open(out)
+    return found.learner, Recorder.resume(found.results, _load_reference(out / REFERENCE))
+
+
+def _learn(
+    learner: Learner, recorder: Recorder, store: Store, stage: Stage, out: Path, monitor: Monitor | None
+) -> None:
+    """One stage: learn, measure, and only then replace the run folder."""
+    began = time.perf_counter()
+    index = len(learner.stages)
+    learner.learn(store, stage, monitor=monitor, state_folder=out / RESUME, before_commit=recorder.full_rank)
+    trained = time.perf_counter()
+    recorder.after_stage(learner)
+    recorder.timings[f"stage {index}: train"] = trained - began
+    recorder.timings[f"stage {index}: measure"] = time.perf_counter() - trained
+    _write(learner, recorder, out)
+
+
+def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, monitor: Monitor | None) -> Comparison:
+    """Learn the same stream by another method, from the same first stage (trained anew if it is not at hand)."""
+    method = MethodConfig(name=name, rank=recipe.method.rank)
+    learner = Learner(recipe.model_copy(update={"method": method})) if base is None else base.with_method(method)
+    recorder = Recorder(recipe, stores=dict.fromkeys([t for stage in recipe.stages for t in stage.tasks], store))
+    if learner.stages:
+        recorder.after_stage(learner)
+    for stage in recipe.stages[len(learner.stages) :]:
+        learner.learn(store, stage, monitor=monitor)
+        recorder.after_stage(learner)
+    rows = {key: tuple(getattr(recorder, key)) for key in ("evaluations", "drift", "footprint")}
+    return Comparison(name=name, **rows)
+
+
+def _write(learner: Learner, recorder: Recorder, out: Path) -> None:
+    """Replace the run folder by one that holds what is known now."""
+    from flame_moe.report import write_report
+
+    results = recorder.results()
+    recipe = (out / RECIPE).read_text(encoding="utf-8")
+    with replacing_folder(out) as work:
+        write_text(work / RECIPE, recipe)
+        learner.save(work / MODEL)
+        for task, variant in learner.variants.items():
+            variant.save(work / SELECTED / task)
+        logits = {name: torch.from_numpy(ref.logits) for name, ref in recorder.reference.items()}
+        samples = {name: ref.samples for name, ref in recorder.reference.items()}
+        kind, version = REFERENCE_KIND, REFERENCE_VERSION
+        save_checkpoint(work / REFERENCE, logits, {"samples": samples}, kind=kind, version=version)
+        results.save(work / RESULTS)
+        write_report(results, work / REPORT)
+
+
+def _load_reference(folder: Path) -> dict[str, Reference]:
+    tensors, manifest = load_checkpoint(folder, kind=REFERENCE_KIND, version=REFERENCE_VERSION)
+    try:
+        return {name: Reference(tensor.numpy(), manifest["samples"][name]) for name, tensor in tensors.items()}
+    except (KeyError, TypeError):
+        raise CheckpointError("the manifest is damaged", where=str(folder)) from None
+
+
+def _own_store(recipe: Recipe) -> Store | None:
+    """The store the run was trained on, if it is still there."""
+    if recipe.data.store is None or not Path(recipe.data.store).exists():
+        return None
+    return Store.open(recipe.data.store)

@@ -1,0 +1,138 @@
+"""Using a saved run: evaluate it on labelled samples, predict for new ones. Writes nothing into the run."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from flame_moe.continual import Learner
+from flame_moe.data.prepare import prepare
+from flame_moe.data.store import MANIFEST, Store
+from flame_moe.errors import DataError, RecipeError, nearest
+from flame_moe.files import write_bytes
+from flame_moe.recorder import score
+from flame_moe.results import Evaluation
+from flame_moe.runs import MODEL, Run, open_store
+from flame_moe.schema import Task
+
+WRITERS = (".csv", ".parquet")
+
+
+def evaluate(
+    path: str | Path, *, store: Store | str | Path | None = None, split: str = "test", tasks: Sequence[str] = ()
+) -> list[Evaluation]:
+    """Score a saved run on a split of a store, with intervals.
+
+    Args:
+        path: the run folder.
+        store: labelled samples; default the run's own store.
+        split: train, val or test.
+        tasks: default all of the run's that the store has.
+
+    Raises:
+        FlameError: if the run or the store cannot be used, or a task is unknown.
+    """
+    learner = Run.open(path).learner
+    chosen = open_store(learner.recipe, store)
+    rows = []
+    for name in tasks or [name for name in learner.tasks if name in chosen.tasks]:
+        task = _task(learner, name)
+        indices = chosen.indices(name, split, modalities=task.modalities)
+        if len(indices) == 0:
+            mend = "Name another split or store."
+            raise DataError(f"the {split} split has no labelled sample", where=f"task '{name}'", mend=mend)
+        got = learner.predict(chosen, name, indices)
+        row = score(task, got, chosen.subjects(indices), learner.recipe.train.bootstrap)
+        rows.append(Evaluation(after_stage=len(learner.stages) - 1, task=name, split=split, **row))
+    return rows
+
+
+def predict(
+    path: str | Path,
+    data: str | Path,
+    *,
+    tasks: Sequence[str] = (),
+    split: str | None = None,
+    out: str | Path | None = None,
+) -> pl.DataFrame:
+    """Score samples with a saved run: those of a store, or raw records in the layout of the run's source.
+
+    Args:
+        path: the run folder.
+        data: a store, or a folder of raw records; labels are not needed. Raw records are prepared in a temporary
+            folder with the run's own options and scaled with the statistics of its training data.
+        tasks: default all of the run's.
+        split: of a store; default all samples.
+        out: where to write the table, as .csv or .parquet; a file that is there is replaced.
+
+    Returns:
+        One row per sample and output: id, task, output (a class, label or value), probability (null for regression),
+        value (natural units, null for classification). A binary task has one row per sample, for its positive class.
+
+    Raises:
+        FlameError: if run, data, task or file ending cannot be used.
+    """
+    if out is not None and Path(out).suffix not in WRITERS:
+        raise DataError(
+            f"cannot write '{Path(out).suffix}' files", where=str(out), mend="Name a .csv or .parquet file."
+        )
+    learner = Learner.load(Path(path) / MODEL)
+    wanted = [_task(learner, name).name for name in (tasks or learner.tasks)]
+    with tempfile.TemporaryDirectory(prefix="flame-predict-") as scratch:
+        store = _store_to_score(learner, Path(data), Path(scratch) / "store")
+        frames = [frame for name in wanted if (frame := _predict_task(learner, store, name, split)) is not None]
+    if not frames:
+        raise DataError("no sample has a modality that the tasks read", where=str(data))
+    table = pl.concat(frames)
+    if out is not None:
+        buffer = io.BytesIO()
+        if Path(out).suffix == ".csv":
+            table.write_csv(buffer)
+        else:
+            table.write_parquet(buffer)
+        write_bytes(out, buffer.getvalue())
+    return table
+
+
+def _task(learner: Learner, name: str) -> Task:
+    if name not in learner.tasks:
+        raise RecipeError(f"the model has no task '{name}'", mend=nearest(name, learner.tasks))
+    return learner.tasks[name]
+
+
+def _store_to_score(learner: Learner, data: Path, scratch: Path) -> Store:
+    if (data / MANIFEST).is_file():
+        return Store.open(data)
+    config = learner.recipe.data
+    return prepare(config.source, data, scratch, options=config.options, require_labels=False)
+
+
+def _predict_task(learner: Learner, store: Store, name: str, split: str | None) -> pl.DataFrame | None:
+    task = learner.tasks[name]
+    for modality in task.modalities:
+        if modality not in store.modalities:
+            mend = "Score data that were prepared like the training data."
+            raise DataError(f"the store has no modality '{modality}'", where=f"task '{name}', {store.path}", mend=mend)
+    indices = store.indices(None, split, modalities=task.modalities)
+    if len(indices) == 0:
+        return None
+    got = learner.predict(store, name, indices)
+    values = got.values[:, None] if got.values.ndim == 1 else got.values
+    outputs = task.classes[1:] if task.kind == "binary" else task.classes
+    empty, filled = np.full(values.size, None, dtype=object), values.ravel()
+    regression = task.kind == "regression"
+    return pl.DataFrame(
+        {
+            "id": np.repeat(np.array(got.ids, dtype=object), len(outputs)),
+            "task": [name] * values.size,
+            "output": list(outputs) * len(values),
+            "probability": pl.Series(empty if regression else filled, dtype=pl.Float64),
+            "value": pl.Series(filled if regression else empty, dtype=pl.Float64),
+        },
+        schema_overrides={"id": pl.String},
+    )
