@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 
 from flame_moe.continual import Learner
+from flame_moe.data.layout import MANIFEST
 from flame_moe.data.prepare import prepare
-from flame_moe.data.store import MANIFEST, Store
+from flame_moe.data.store import Store
 from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.files import write_bytes
 from flame_moe.recorder import score
