@@ -28,6 +28,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types; comes with scikit-learn
 
 from flame_moe.data.statistics import STATISTICS, series_statistics
 from flame_moe.data.store import Ragged, Store
@@ -155,7 +156,7 @@ def _statistics(part: Ragged, values: Array) -> Array:
 
 
 def fit_baseline(
-    kind: Kind, store: Store, task: str, seed: int = 0, modalities: Sequence[str] | None = None
+    kind: Kind, store: Store, task: str, seed: int = 0, modalities: Sequence[str] | None = None, threads: int = 1
 ) -> Baseline:
     """Fit every setting on the training split and keep the one that is best on the validation split.
 
@@ -165,6 +166,7 @@ def fit_baseline(
         task: which task.
         seed: of the columns that boosting draws for each split; the linear models have no randomness.
         modalities: what to read; those of the task if None.
+        threads: of the fit; on sets of some thousand samples more than one costs more than it gains.
 
     Raises:
         DataError: if the kind, task or a modality is unknown, or a split has too few labels to fit or to choose on.
@@ -191,8 +193,9 @@ def fit_baseline(
     tried: list[tuple[Setting, float]] = []
     best: tuple[float, Setting, tuple[Any, ...]] | None = None
     for setting in GRIDS[kind, description.kind != "regression"]:
-        estimators = _fit(kind, description, setting, seed, X, y)
-        prediction = _predict(description, estimators, X_val)
+        with threadpool_limits(threads):
+            estimators = _fit(kind, description, setting, seed, X, y)
+            prediction = _predict(description, estimators, X_val)
         scores = evaluate_predictions(description.kind, y_val, prediction, classes=description.classes, bootstrap=0)
         score = scores.metrics[metric]
         _LOG.info("%s on %s: %s of %s is %.4f on val", kind, task, metric, dict(setting), score)
