@@ -167,7 +167,9 @@ class StackedMatrix(Growable):
             self._cache.move_to_end(stages[-1])
             return hit[1]
         part = self.slice(stages[-1])
-        total = self._frozen(stages[:-1]) + (part.dense() if isinstance(part, LowRank) else part)
+        # A sum that is first read while predicting must not stay an inference tensor: later training reads it too.
+        with torch.inference_mode(False):
+            total = self._frozen(stages[:-1]) + (part.dense() if isinstance(part, LowRank) else part)
         if not self.base.requires_grad:
             self._cache[stages[-1]] = (versions, total)
             if len(self._cache) > self.cache_size:
@@ -175,10 +177,10 @@ class StackedMatrix(Growable):
         return total
 
     def _versions(self, stages: tuple[int, ...]) -> tuple[int, ...]:
-        """In-place write counters of everything a cached sum was made from: a write makes the entry stale."""
+        """Identity and write counter of everything a cached sum was made from: any change makes the entry stale."""
         parts = [self.slice(s) for s in stages]
         flat = [t for p in parts for t in (p if isinstance(p, LowRank) else (p,))]
-        return (id(self.base), self.base._version, *(t._version for t in flat))
+        return tuple(number for t in (self.base, *flat) for number in (id(t), t._version))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
         self._cache.clear()
