@@ -218,6 +218,8 @@ def _learn(
     """One stage: learn, measure, and only then replace the run folder."""
     began = time.perf_counter()
     index = len(learner.stages)
+    if monitor is not None:
+        monitor.stage(index, max(len(learner.recipe.stages), index + 1), learner.recipe.method.name)
     learner.learn(store, stage, monitor=monitor, state_folder=out / RESUME, before_commit=recorder.full_rank)
     trained = time.perf_counter()
     recorder.after_stage(learner)
@@ -234,6 +236,8 @@ def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, moni
     if learner.stages:
         recorder.after_stage(learner)
     for stage in recipe.stages[len(learner.stages) :]:
+        if monitor is not None:
+            monitor.stage(len(learner.stages), len(recipe.stages), name)
         learner.learn(store, stage, monitor=monitor)
         recorder.after_stage(learner)
     rows = {key: tuple(getattr(recorder, key)) for key in ("evaluations", "drift", "footprint")}

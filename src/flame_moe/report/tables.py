@@ -153,7 +153,7 @@ def stages(results: Results) -> Table:
 
 
 def commits(results: Results) -> Table | None:
-    """What truncation to a low rank left out, per stage: the worst matrix, and the test metric before and after."""
+    """What truncation to a low rank left out, per stage: the matrix that lost most."""
     if not results.commits:
         return None
     rows = []
@@ -168,18 +168,19 @@ def commits(results: Results) -> Table | None:
 
 
 def truncation(results: Results) -> Table | None:
-    """Primary test metric at full rank and as committed, for stages where both were measured."""
+    """Primary metric at full rank and as committed, for stages and splits where both were measured."""
     rows = []
-    for full in (e for e in results.evaluations if e.phase == "full_rank" and e.split == "test"):
+    for full in (e for e in results.evaluations if e.phase == "full_rank"):
         metric = PRIMARY[_task(results, full.task).kind]
-        same = [e for e in results.evaluations if e.phase == "committed" and e.split == "test"]
-        kept = [e for e in same if (e.task, e.after_stage) == (full.task, full.after_stage)]
+        place = (full.task, full.after_stage, full.split)
+        committed = [e for e in results.evaluations if e.phase == "committed"]
+        kept = [e for e in committed if (e.task, e.after_stage, e.split) == place]
         if kept and metric in full.metrics and metric in kept[0].metrics:
             before, after = full.metrics[metric], kept[0].metrics[metric]
-            cells = [Cell(str(full.after_stage)), Cell(_title(metric)), Cell(number(before)), Cell(number(after))]
-            rows.append((full.task, "", cells))
-    head = ("Task", "Stage", "Metric", "Full rank", "Committed")
-    return Table("Cost of truncation: test metric before and after", head, rows, []) if rows else None
+            said = (str(full.after_stage), full.split, _title(metric), number(before), number(after))
+            rows.append((full.task, "", [Cell(text) for text in said]))
+    head = ("Task", "Stage", "Split", "Metric", "Full rank", "Committed")
+    return Table("Cost of truncation: metric before and after", head, rows, []) if rows else None
 
 
 def funnel(results: Results) -> Table | None:
@@ -195,19 +196,20 @@ def funnel(results: Results) -> Table | None:
 
 
 def prevalence(results: Results) -> Table | None:
-    """Labelled samples per task and split, and the share of each class."""
-    if results.data is None or not results.data.prevalence:
+    """Labelled samples per learned task and split, and the share of each class."""
+    if results.data is None:
         return None
+    kinds = {task.name: task.kind for task in results.tasks}
     rows = []
-    for row in results.data.prevalence:
+    for row in (row for row in results.data.prevalence if row.task in kinds):
         share = row.share
-        if _task(results, row.task).kind == "binary" and len(share) == 2:
+        if kinds[row.task] == "binary" and len(share) == 2:
             share = dict(list(share.items())[1:])
         said = ", ".join(f"{name} {number(value)}" for name, value in share.items())
         if len(share) > 6:
             said = f"{number(min(share.values()))} to {number(max(share.values()))} over all labels"
         rows.append((row.task, "", [Cell(row.split), Cell(f"{row.n:,}"), Cell(said)]))
-    return Table("Labels", ("Task", "Split", "n", "Share of samples"), rows, [])
+    return Table("Labels", ("Task", "Split", "n", "Share of samples"), rows, []) if rows else None
 
 
 def missingness(results: Results) -> Table | None:

@@ -8,6 +8,9 @@ from typing import Any
 class Monitor:
     """Receives what happens during training; every method may be left as it is."""
 
+    def stage(self, number: int, of: int, method: str) -> None:
+        """Stage `number` (counted from 0) of `of` is learned next, by `method`."""
+
     def begin(self, tasks: list[str], epochs: int, steps: int, done: int) -> None:
         """A stage starts: `epochs` of `steps` each, of which `done` epochs are behind us already."""
 

@@ -1,0 +1,300 @@
+"""The command `flame`: parse, call, print. Everything it does can be done in Python with the same names.
+
+Exit codes: 0 fine; 2 a mistake in what was given, told in one sentence on stderr; 130 stopped with Ctrl-C; 1 anything
+else, which is a bug. Results go to stdout; progress goes to stderr and only to a terminal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flame_moe.errors import FlameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flame_moe.runs import Run
+
+MISTAKE, STOPPED = 2, 130
+
+
+class Guarded(TyperGroup):
+    """Turns a mistake of the user into one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FlameError as error:
+            typer.echo(f"flame: {error}", err=True)
+            raise typer.Exit(MISTAKE) from None
+        except KeyboardInterrupt:
+            typer.echo("flame: stopped", err=True)
+            raise typer.Exit(STOPPED) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place = f" [{error.filename}]" if error.filename else ""
+            typer.echo(f"flame: {error.strerror or error}{place}", err=True)
+            raise typer.Exit(MISTAKE) from None
+
+
+app = typer.Typer(
+    name="flame",
+    cls=Guarded,
+    help="Learn many prediction tasks with one model, and more of them later without forgetting.",
+    epilog="A first look: flame demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `flame run` makes it.")]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Sample store; default the recipe's own.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed; default the recipe's.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. train.epochs=3. Repeatable."),
+]
+TaskOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task. Repeatable.")]
+
+
+def main() -> None:
+    """Entry point of the command `flame`."""
+    app()
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from flame_moe import __version__
+
+        typer.echo(f"flame-moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and stop.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Options of the command itself; its help is that of the application."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for the demo's store and run.")] = Path("runs/demo"),
+    seed: SeedOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Learn five tasks of real handwriting in three stages, beside plain fine-tuning, in about half a minute.
+
+    \b
+    Examples:
+      flame demo
+      flame demo /tmp/demo --seed 1
+
+    Makes OUT/store and OUT/run; a run of an earlier demo there is replaced.
+    """
+    _run("digits", out / "run", out / "store", seed, changes, overwrite=True)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="digits, clinic or physionet2012.")],
+    places: Annotated[list[Path], typer.Argument(metavar="[RAW_DIR] STORE_DIR", help="Raw data; the new store.")],
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the source. Repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+) -> None:
+    """Read raw data into a sample store, and show what was kept, how it is labelled and what is missing.
+
+    \b
+    Examples:
+      flame prepare physionet2012 raw/physionet2012 stores/physionet2012
+      flame prepare digits stores/digits --option missing=0.3
+
+    RAW_DIR is left out (or "-") for sources that need none.
+    """
+    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_show import output, show_store
+    from flame_moe.data.prepare import prepare as prepare_store
+    from flame_moe.recipes import parse_assignment
+
+    if len(places) > 2:
+        raise typer.BadParameter("give at most two folders: the raw data and the new store")
+    raw = places[0] if len(places) == 2 and str(places[0]) != "-" else None
+    options = dict(parse_assignment(text) for text in option or ())
+    with waiting(_errors(), f"reading {source}"):
+        store = prepare_store(source, raw, places[-1], options=options, overwrite=overwrite)
+    show_store(output(), store)
+    typer.echo(f"Store: {places[-1]}")
+
+
+@app.command()
+def describe(store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a sample store.")]) -> None:
+    """Show what a sample store holds: cohort, splits, labels, missing modalities.
+
+    \b
+    Example:
+      flame describe stores/digits
+    """
+    from flame_moe.cli_show import output, show_store
+    from flame_moe.data.store import Store
+
+    show_store(output(), Store.open(store))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with the package, or a TOML file.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new run.")],
+    store: StoreOption = None,
+    seed: SeedOption = None,
+    changes: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+) -> None:
+    """Learn every stage of a recipe, measure after each, and write results.json and report.html.
+
+    \b
+    Examples:
+      flame run digits runs/digits
+      flame run my-recipe.toml runs/mine --store stores/mine --seed 1
+      flame run digits runs/short --set train.epochs=3 --set model.gate=softmax
+      flame run digits runs/digits --resume
+    """
+    _run(recipe, out, store, seed, changes, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def extend(
+    path: RunFolder,
+    task: Annotated[list[str], typer.Option("--task", help="Task of the new stage. Repeatable: learned jointly.")],
+    store: StoreOption = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of the stage; default the recipe's.")] = None,
+) -> None:
+    """Teach a saved run more tasks; what it predicts for the others stays the same, bit for bit.
+
+    \b
+    Examples:
+      flame extend runs/digits --task large
+      flame extend runs/digits --task large --task ink --epochs 5
+    """
+    from flame_moe.cli_progress import Bar
+    from flame_moe.runs import extend as extend_run
+
+    with Bar(_errors()) as bar:
+        done = extend_run(path, task, store=store, epochs=epochs, monitor=bar)
+    _finish(done)
+
+
+@app.command()
+def evaluate(
+    path: RunFolder,
+    store: StoreOption = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    task: TaskOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a saved run on labelled samples, with 95 % intervals.
+
+    \b
+    Examples:
+      flame evaluate runs/digits
+      flame evaluate runs/digits --store stores/new --task digit --json
+    """
+    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_show import as_json_text, output, show_evaluations
+    from flame_moe.scoring import evaluate as evaluate_run
+
+    with waiting(_errors(), "scoring"):
+        rows = evaluate_run(path, store=store, split=split, tasks=task or ())
+    if as_json:
+        typer.echo(as_json_text(rows))
+    else:
+        show_evaluations(output(), rows)
+
+
+@app.command()
+def predict(
+    path: RunFolder,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A store, or raw records as the run's source reads.")],
+    out: Annotated[Path | None, typer.Option("--out", help="A .csv or .parquet file to write.")] = None,
+    task: TaskOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of a store; default all samples.")] = None,
+) -> None:
+    """Score new records, which need no labels: one row per sample and output.
+
+    \b
+    Examples:
+      flame predict runs/icu new-records --out risk.csv
+      flame predict runs/digits stores/digits --task digit --split test
+    """
+    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_show import output, show_predictions
+    from flame_moe.scoring import predict as predict_run
+
+    with waiting(_errors(), "scoring"):
+        table = predict_run(path, data, tasks=task or (), split=split, out=out)
+    if out is None:
+        show_predictions(output(), table)
+    else:
+        typer.echo(f"{len(table):,} rows: {out}")
+
+
+@app.command()
+def report(path: RunFolder) -> None:
+    """Make report.html of a run again, from its results.json.
+
+    \b
+    Example:
+      flame report runs/digits
+    """
+    from flame_moe.report import write_report
+    from flame_moe.results import Results
+    from flame_moe.runs import REPORT, RESULTS
+
+    typer.echo(f"Report: {write_report(Results.load(path / RESULTS), path / REPORT)}")
+
+
+def _run(
+    name: str,
+    out: Path,
+    store: Path | None,
+    seed: int | None,
+    changes: list[str] | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    from flame_moe.cli_progress import Bar
+    from flame_moe.recipes import load_recipe
+    from flame_moe.runs import run as run_recipe
+
+    seeded = [] if seed is None else [f"seed={seed}"]
+    recipe = load_recipe(name, [*(changes or ()), *seeded])
+    with Bar(_errors()) as bar:
+        done = run_recipe(recipe, out, store=store, monitor=bar, resume=resume, overwrite=overwrite)
+    _finish(done)
+
+
+def _finish(done: Run) -> None:
+    """What was found and where it is."""
+    from flame_moe.cli_show import output, show_results
+    from flame_moe.runs import REPORT
+
+    show_results(output(), done.results)
+    typer.echo(f"Report: {done.path / REPORT}")
+
+
+def _errors() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -1,0 +1,89 @@
+"""Progress for people: a bar on the terminal while a model learns, nothing in pipes and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flame_moe.training.metrics import PRIMARY
+from flame_moe.training.monitor import Monitor
+
+
+class Bar(Monitor):
+    """What is learned, how far it is and how long it will take, on one line of the terminal.
+
+    Args:
+        console: where to draw; on anything but a terminal nothing is drawn.
+
+    Example:
+        >>> with Bar(Console(stderr=True)) as bar:  # doctest: +SKIP
+        ...     run(recipe, "runs/digits", monitor=bar)
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._line = self._progress.add_task("reading the samples", total=None, said="")
+        self._stage = ""
+        self._epochs = self._epoch = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, number: int, of: int, method: str) -> None:
+        self._stage = f"{method}, stage {number + 1}/{of}"
+
+    def begin(self, tasks: list[str], epochs: int, steps: int, done: int) -> None:
+        self._epochs, self._epoch = epochs, done
+        name = f"{self._stage}: {', '.join(tasks)}"
+        self._progress.reset(
+            self._line, total=epochs * steps, completed=done * steps, description=name, said=self._where()
+        )
+
+    def step(self) -> None:
+        self._progress.advance(self._line)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self._epoch = record["epoch"] + 1
+        self._progress.update(self._line, said=f"{self._where()}, validation {_scores(record['val'])}")
+
+    def end(self) -> None:
+        self._progress.update(self._line, description=f"{self._stage}: measuring", said="")
+
+    def _where(self) -> str:
+        return f"epoch {min(self._epoch + 1, self._epochs)}/{self._epochs}"
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """A spinner with the time that has passed, for work whose length is not known beforehand."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+def _scores(val: dict[str, dict[str, float]]) -> str:
+    """Each task's primary metric, as "AUROC 0.912, R2 0.633"."""
+    names = set(PRIMARY.values())
+    shown = [(name, value) for metrics in val.values() for name, value in metrics.items() if name in names]
+    return ", ".join(f"{name.upper()} {value:.3f}" for name, value in shown)

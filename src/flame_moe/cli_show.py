@@ -1,0 +1,109 @@
+"""Tables for the terminal: what a store holds, what a run found, how methods compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flame_moe.data.store import Store
+from flame_moe.data.summary import describe_store
+from flame_moe.report.tables import interval, number, summary_table, transfer
+from flame_moe.results import Evaluation, Results
+from flame_moe.schema import SPLITS, Task
+
+PIPE_WIDTH = 120
+HEAD = 10
+
+
+def output() -> Console:
+    """The console of results: as wide as the terminal, or wide enough not to break tables in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def show_store(console: Console, store: Store) -> None:
+    """Cohort, handled defects, labels per split and missing modalities of a store."""
+    plain = describe_store(store)
+    steps = [(s["text"], f"{s['before']:,}", f"{s['dropped']:,}", f"{s['after']:,}") for s in plain["funnel"]["steps"]]
+    console.print(_table("Cohort", ("rule", "before", "left out", "after"), steps))
+    if counts := plain["funnel"]["counts"]:
+        rows = [(text, f"{n:,}") for text, n in counts.items()]
+        console.print(_table("Handled without leaving a sample out", ("what", "times"), rows))
+    sizes = [(s, f"{c['samples']:,}", f"{c['subjects']:,}") for s, c in plain["counts"].items()]
+    console.print(_table("Splits, by subject", ("split", "samples", "subjects"), sizes))
+    labels = [
+        (name, store.tasks[name].kind, *(_label(store.tasks[name], by_split.get(s, {})) for s in SPLITS))
+        for name, by_split in plain["labels"].items()
+    ]
+    console.print(_table("Labels: number, and share or mean", ("task", "kind", *SPLITS), labels))
+    missing = [
+        (name, store.modalities[name].kind, *(_percent(by_split.get(s)) for s in SPLITS))
+        for name, by_split in plain["missing"].items()
+    ]
+    console.print(_table("Samples without the modality", ("modality", "kind", *SPLITS), missing))
+
+
+def show_results(console: Console, results: Results) -> None:
+    """The summary of a run and, where it has earlier tasks, what became of them under each method."""
+    console.print(summary_table(results))
+    moved = transfer(results)
+    if moved is not None:
+        rows = [(name, *(cell.text for cell in cells)) for name, _, cells in moved.rows]
+        console.print(_table(moved.caption, [head.lower() for head in moved.head], rows))
+
+
+def show_evaluations(console: Console, rows: Iterable[Evaluation]) -> None:
+    """Metrics with intervals, one line per task, split and metric."""
+    table = [
+        (row.task, row.split, f"{row.n:,}", metric, number(value), interval(row, metric))
+        for row in rows
+        for metric, value in row.metrics.items()
+    ]
+    console.print(_table("Evaluation", ("task", "split", "n", "metric", "value", "95 % interval"), table))
+
+
+def as_json_text(rows: Iterable[Evaluation]) -> str:
+    """Evaluations as a JSON list in the form of results.json."""
+    return json.dumps([json.loads(row.model_dump_json()) for row in rows], indent=1)
+
+
+def show_predictions(console: Console, table: pl.DataFrame) -> None:
+    """The first rows of a table of predictions, and how many there are."""
+    head = table.head(HEAD)
+    rows = [["" if v is None else number(v) if isinstance(v, float) else str(v) for v in row] for row in head.rows()]
+    console.print(_table(f"First {len(head)} of {len(table):,} rows", table.columns, rows))
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> RichTable:
+    table = RichTable(title=Text(title), title_justify="left")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i and name not in ("kind", "metric", "split") else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _label(task: Task, found: dict[str, object]) -> str:
+    """Labelled samples of a split, with the share of the positive class, the range of shares, or the mean."""
+    n = found.get("labelled", 0)
+    share, mean = found.get("prevalence"), found.get("mean")
+    if not n:
+        return "0"
+    if isinstance(share, dict):
+        values = [float(v) for v in share.values()]
+        if task.kind == "binary":
+            return f"{n:,}, {_percent(values[-1])}"
+        return f"{n:,}, {_percent(min(values))} to {_percent(max(values))}"
+    if isinstance(mean, dict):
+        return f"{n:,}, mean {', '.join(number(float(v)) for v in mean.values())}"
+    return f"{n:,}"
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
