@@ -33,7 +33,9 @@ def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
     """
     seen = observed.any(-1)[:, None, None, :]
     top = scores.masked_fill(~seen, float("-inf")).amax(-1, keepdim=True)
-    e = torch.exp((scores - top).clamp(min=_FLOOR)).masked_fill(~seen, 0.0)
+    # Masked before exp as well: a key that is not there may score far above those that are, and 0 * inf is no gradient.
+    gap = (scores - top).masked_fill(~seen, _FLOOR).clamp(min=_FLOOR)
+    e = torch.exp(gap).masked_fill(~seen, 0.0)
     m = observed.to(values.dtype)[:, None]
     v = torch.where(observed, values, 0.0)[:, None]
     return (e @ v) / (e @ m).clamp(min=torch.finfo(values.dtype).tiny)
