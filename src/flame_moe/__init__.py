@@ -5,8 +5,7 @@ What the model predicts for a task never changes again, bit for bit, whatever it
 
 Example:
     >>> import flame_moe as fm
-    >>> recipe = fm.Recipe.load("digits.toml")  # doctest: +SKIP
-    >>> done = fm.run(recipe, "runs/digits")  # doctest: +SKIP
+    >>> done = fm.run(fm.load_recipe("digits"), "runs/digits")  # doctest: +SKIP
     >>> done.results.final("digit").metrics["auroc"]  # doctest: +SKIP
     0.997
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from flame_moe.data.writer import StoreWriter
     from flame_moe.errors import FlameError
     from flame_moe.nn.model import Flame
+    from flame_moe.recipes import load_recipe
     from flame_moe.report.page import write_report
     from flame_moe.results import Results
     from flame_moe.runs import Run, extend, run
@@ -54,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "evaluate",
     "extend",
+    "load_recipe",
     "predict",
     "prepare",
     "run",
@@ -68,6 +69,7 @@ _ROOMS = {
     "data.writer": ("StoreWriter",),
     "errors": ("FlameError",),
     "nn.model": ("Flame",),
+    "recipes": ("load_recipe",),
     "report.page": ("write_report",),
     "results": ("Results",),
     "runs": ("Run", "extend", "run"),

@@ -89,7 +89,8 @@ def _limits(tables: list[Progression]) -> tuple[float, float]:
 def drift(results: Results) -> Picture | None:
     """Largest logit change of each earlier task over all later stages, one row per task."""
     sources = [(results.method, results.drift), *((c.name, c.drift) for c in results.comparison)]
-    order = [t for stage in results.stages for t in stage.tasks if any(d.task == t for d in results.drift)]
+    later = {d.task for d in results.drift if d.after_stage > results.learned_in(d.task)}
+    order = [task for stage in results.stages for task in stage.tasks if task in later]
     if not order:
         return None
     figure = canvas(0.95 + 0.34 * len(order))
@@ -245,6 +246,8 @@ def training(results: Results) -> Picture | None:
             ("training loss", "-", MUTED, [e.train_loss.get(task, np.nan) for e in stage.history]),
             ("validation loss", "--", OWN, [e.val_loss.get(task, np.nan) for e in stage.history]),
         ):
+            if np.isnan(losses).all():
+                continue
             single = "o" if len(epochs) == 1 else None
             ax.plot(epochs, losses, color=color, linestyle=style, lw=1.7, marker=single, markersize=4, label=label)
         ax.axvline(stage.best_epoch, color=RULE, lw=5, zorder=0, label="chosen epoch")
@@ -256,7 +259,7 @@ def training(results: Results) -> Picture | None:
     return picture(
         figure,
         "training",
-        alt=f"Training and validation loss per epoch of {len(drawn)} tasks, with the chosen epoch marked.",
+        alt=f"Loss per epoch of {len(drawn)} tasks, with the chosen epoch marked.",
         caption="Loss of each task in the stage that learned it; the grey bar marks the epoch whose weights were kept.",
     )
 
