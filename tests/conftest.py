@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flame_moe.data.store import Store
+from tests.example_stores import random_samples, write
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -14,3 +17,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real public data (../shared/data) is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Ninety random samples with every kind of modality and task."""
+    return write(tmp_path_factory.mktemp("tiny") / "store", random_samples(90))

@@ -79,6 +79,8 @@ class Learner:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.method = make_method(recipe.method)
+        # The shared experts are drawn here, before any stage: without a seed of their own no run would repeat.
+        seed_torch(recipe.seed, "experts")
         self.model = Flame(recipe.model)
         self.preprocessor = Preprocessor({}, {})
         self.stages: list[LearnedStage] = []
@@ -165,8 +167,8 @@ class Learner:
             seed=self.recipe.seed,
             epochs=stage.epochs or config.epochs,
             monitor=monitor or Monitor(),
-            resume=_load_state(state_folder, index),
-            save=None if state_folder is None else lambda state: _save_state(state_folder, index, state),
+            resume=_load_state(state_folder, index, stage),
+            save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),
         )
         record = LearnedStage(
             index,
@@ -320,16 +322,18 @@ def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
     return LearnedStage(**{**data, **lists, "commits": commits})
 
 
-def _save_state(folder: Path, index: int, state: TrainingState) -> None:
-    manifest = {"stage": index, "state": state.meta()}
+def _save_state(folder: Path, index: int, stage: Stage, state: TrainingState) -> None:
+    manifest = {"stage": index, "tasks": list(stage.tasks), "state": state.meta()}
     save_checkpoint(folder, state.tensors(), manifest, kind=STATE_KIND, version=STATE_VERSION)
 
 
-def _load_state(folder: Path | None, index: int) -> TrainingState | None:
+def _load_state(folder: Path | None, index: int, stage: Stage) -> TrainingState | None:
     if folder is None or not folder.exists():
         return None
     tensors, manifest = load_checkpoint(folder, kind=STATE_KIND, version=STATE_VERSION)
-    if manifest.get("stage") != index:
-        what = f"the saved training state is of stage {manifest.get('stage')}, not {index}"
-        raise CheckpointError(what, where=str(folder), mend="Remove it to start the stage anew.")
+    found, tasks = manifest.get("stage"), manifest.get("tasks") or []
+    if (found, tasks) != (index, list(stage.tasks)):
+        of = f"stage {found} ({', '.join(tasks)}), not of stage {index} ({', '.join(stage.tasks)})"
+        mend = "Remove it to start the stage anew."
+        raise CheckpointError(f"the saved training state is of {of}", where=str(folder), mend=mend)
     return TrainingState.rebuild(tensors, manifest["state"])
