@@ -195,7 +195,7 @@ def _targets(
 _COLUMN_OF = {"mortality": "In-hospital_death", "los": "Length_of_stay", "saps": "SAPS-I", "sofa": "SOFA"}
 _SCORE_CAVEAT = (
     "The hospital computed it from the first 24 h, mostly of variables that are inputs here: learning it is largely "
-    "recovering a formula, and it includes facts that are not inputs (chronic disease, vasopressors)."
+    "recovering a formula, and SOFA also counts vasopressors, which are not inputs."
 )
 _TASKS: tuple[dict[str, object], ...] = (
     {
