@@ -170,6 +170,8 @@ class Learner:
             resume=_load_state(state_folder, index, stage),
             save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),
         )
+        # The last step's gradients are as large as the model and of no more use.
+        self.model.zero_grad(set_to_none=True)
         record = LearnedStage(
             index,
             stage.tasks,

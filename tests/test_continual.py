@@ -1,0 +1,356 @@
+"""Later stages change nothing for earlier tasks, bit for bit; what should train does train."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flame_moe.analysis.footprint import footprint
+from flame_moe.continual import Learner
+from flame_moe.continual.methods import METHODS, make_method
+from flame_moe.data.store import Store
+from flame_moe.errors import CheckpointError, DataError, RecipeError
+from flame_moe.nn.gating import Router
+from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
+from flame_moe.schema import MethodConfig, Recipe, Stage
+from flame_moe.training.monitor import Monitor
+from tests.tiny import STREAM, recipe
+
+Logits = NDArray[np.float32]
+FLAME_STREAMS: dict[str, dict[str, Any]] = {
+    "rank 0": {"method": {"rank": 0}},
+    "rank 4": {"method": {"rank": 4}},
+    "dense": {"method": {"rank": None}},
+    "strong decay": {"train": {"weight_decay": 1.0}},
+    "no decay": {"train": {"weight_decay": 0.0}},
+    "shared router": {"model": {"preset": "shared_router"}},
+    "two blocks of the paper": {"model": {"preset": "paper", "blocks": 2}},
+    "no experts": {"model": {"preset": "no_moe"}},
+    "attention read-out": {"model": {"readout": "attention"}},
+}
+
+
+def everyone(learner: Learner, store: Store) -> dict[str, Logits]:
+    """Logits of every task learned so far, on all samples that it can read."""
+    found = {}
+    for name, task in learner.tasks.items():
+        found[name] = learner.predict(store, name, store.indices(modalities=task.modalities)).logits
+    return found
+
+
+def bits(logits: Logits) -> bytes:
+    return logits.tobytes()
+
+
+def digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+class Stages:
+    """A learned stream: the learner, and every task's logits right after its own stage."""
+
+    def __init__(self, plan: Recipe, store: Store) -> None:
+        self.learner = Learner(plan)
+        self.first: dict[str, Logits] = {}
+        self.after: list[dict[str, Logits]] = []
+        for stage in plan.stages:
+            self.learner.learn(store, stage)
+            self.after.append(everyone(self.learner, store))
+            self.first = {**self.after[-1], **self.first}
+
+
+@pytest.fixture(scope="module")
+def flame(tiny_store: Store) -> Stages:
+    return Stages(recipe(), tiny_store)
+
+
+@pytest.fixture(scope="module")
+def fine(tiny_store: Store) -> Stages:
+    return Stages(recipe((("death",), ("days",)), method={"name": "finetune"}), tiny_store)
+
+
+@pytest.mark.parametrize("kind", list(FLAME_STREAMS))
+def test_old_tasks_keep_their_logits_bit_for_bit_after_every_later_stage(
+    tiny_store: Store, tmp_path: Path, kind: str
+) -> None:
+    stages = Stages(recipe(**FLAME_STREAMS[kind]), tiny_store)
+    for later in stages.after:
+        for task, logits in later.items():
+            assert bits(logits) == bits(stages.first[task]), task
+    loaded = everyone(Learner.load(stages.learner.save(tmp_path / "model")), tiny_store)
+    assert {t: bits(z) for t, z in loaded.items()} == {t: bits(z) for t, z in stages.first.items()}
+
+
+def test_a_new_process_reads_the_same_bits(flame: Stages, tiny_store: Store, tmp_path: Path) -> None:
+    flame.learner.save(tmp_path / "model")
+    code = (
+        "import sys; from flame_moe.continual import Learner; from flame_moe.data.store import Store\n"
+        "from tests.test_continual import bits, digest, everyone; import torch\n"
+        "found = everyone(Learner.load(sys.argv[1]), Store.open(sys.argv[2]))\n"
+        "print(' '.join(t + '=' + digest(torch.from_numpy(z)) for t, z in sorted(found.items())))"
+    )
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", code, str(tmp_path / "model"), str(tiny_store.path)]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert out == [f"{t}={digest(torch.from_numpy(z))}" for t, z in sorted(flame.first.items())]
+
+
+def test_fine_tuning_does_change_them(fine: Stages) -> None:
+    """Otherwise the check above could not fail."""
+    assert float(np.abs(fine.after[1]["death"] - fine.after[0]["death"]).max()) > 1e-3
+
+
+def test_each_task_is_read_at_its_own_stage(flame: Stages) -> None:
+    assert {t: flame.learner.cursor(t) for t in flame.learner.tasks} == {"death": 0, "stage": 1, "days": 2, "codes": 2}
+    with pytest.raises(RecipeError, match=r"no task 'deth'\. Did you mean 'death'"):
+        flame.learner.cursor("deth")
+
+
+class Inspect(Monitor):
+    """Looks at the model before training, after the first backward pass, and at the end of the stage."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.frozen: dict[str, str] = {}
+        self.before: dict[str, Tensor] = {}
+        self.first: dict[str, bool] | None = None
+
+    def begin(self, tasks: list[str], epochs: int, steps: int, done: int) -> None:
+        self.before = {name: p.detach().clone() for name, p in self.learner.model.named_parameters()}
+        self.frozen = self.hashes()
+
+    def step(self) -> None:
+        if self.first is None:
+            self.first = {
+                name: p.grad is not None and bool(p.grad.any())
+                for name, p in self.learner.model.named_parameters()
+                if p.requires_grad
+            }
+
+    def hashes(self) -> dict[str, str]:
+        model = self.learner.model
+        kept = {name: digest(p) for name, p in model.named_parameters() if not p.requires_grad}
+        return kept | {name: digest(b) for name, b in model.named_buffers()}
+
+    def end(self) -> None:
+        self.ended = self.hashes()
+        self.gradients = [n for n, p in self.learner.model.named_parameters() if p.grad is not None]
+        self.requires = [n for n, p in self.learner.model.named_parameters() if p.requires_grad]
+
+
+@pytest.fixture(scope="module", params=[1.0, 0.0])
+def inspected(request: pytest.FixtureRequest, tiny_store: Store) -> Inspect:
+    """A third stage on known modalities, watched."""
+    plan = recipe((("death",), ("stage",), ("days",)), train={"weight_decay": request.param})
+    learner = Learner(plan)
+    for stage in plan.stages[:-1]:
+        learner.learn(tiny_store, stage)
+    watch = Inspect(learner)
+    learner.learn(tiny_store, plan.stages[-1], monitor=watch)
+    return watch
+
+
+def test_frozen_tensors_do_not_move(inspected: Inspect) -> None:
+    assert inspected.frozen
+    assert inspected.ended == inspected.frozen
+
+
+def test_nothing_frozen_gets_a_gradient(inspected: Inspect) -> None:
+    assert set(inspected.gradients) <= set(inspected.requires)
+
+
+def test_everything_that_should_train_has_a_gradient_at_the_very_first_step(inspected: Inspect) -> None:
+    assert inspected.first is not None
+    assert [name for name, moved in inspected.first.items() if not moved] == []
+    kinds = {"delta", "copies", "routers", "heads"}
+    assert {kind for kind in kinds if any(kind in name.split(".") for name in inspected.first)} == kinds
+
+
+def test_what_trains_is_new_and_belongs_to_the_stage(inspected: Inspect) -> None:
+    for name in inspected.requires:
+        where = name.split(".")
+        new = where[-1] == "delta" or (where[-2] == "copies" and where[-1] == "2")
+        router = "routers" in where and where[-2] == "2"
+        assert new or router or name.startswith("heads.days"), name
+        unread = {"notes", "static"} & set(where)
+        assert not unread, name
+
+
+@pytest.mark.parametrize("stream", [(("death",), ("stage",)), (("death",), ("codes",))])
+def test_a_new_modality_trains_whole_at_its_first_stage(tiny_store: Store, stream: Any) -> None:
+    plan = recipe(stream)
+    learner = Learner(plan)
+    learner.learn(tiny_store, plan.stages[0])
+    watch = Inspect(learner)
+    record = learner.learn(tiny_store, plan.stages[1], monitor=watch)
+    assert watch.first is not None
+    for modality in record.new_modalities:
+        own = [n for n in watch.before if f".{modality}." in n]
+        assert own
+        assert set(own) <= set(watch.first)
+        assert all(watch.first[name] for name in own)
+        moved = dict(learner.model.named_parameters())
+        assert all(not torch.equal(moved[name], watch.before[name]) for name in own)
+
+
+def test_a_stage_that_does_not_use_a_weight_costs_nothing(flame: Stages) -> None:
+    """Stage 1 reads image and notes only: paths of vitals and static have no slice of it."""
+    for name, part in growables(flame.learner.model):
+        if isinstance(part, StackedMatrix) and (".vitals." in name or ".static." in name):
+            assert 1 not in part.stages
+        if isinstance(part, StackedMatrix) and ".static." in name:
+            assert part.stages == ()
+    parts = {name: part for name, part in growables(flame.learner.model) if isinstance(part, StackedMatrix)}
+    assert parts["blocks.0.pool.conv"].stages == (1, 2)
+    assert parts["paths.image.encoder.project.weight"].base_stage == 1
+
+
+def test_each_stage_has_router_heads_for_its_own_modalities_only(flame: Stages) -> None:
+    heads = {
+        name.split(".")[-1]: sorted(map(int, r.heads))
+        for name, r in flame.learner.model.named_modules()
+        if isinstance(r, Router)
+    }
+    assert heads == {"vitals": [0, 2], "static": [0], "image": [1, 2], "notes": [1, 2]}
+
+
+def test_fine_tuning_keeps_one_router_head(fine: Stages, tiny_store: Store) -> None:
+    heads = [len(r.heads) for r in fine.learner.model.modules() if isinstance(r, Router)]
+    assert set(heads) == {1}
+    assert not any(part.stages for _, part in growables(fine.learner.model) if isinstance(part, StackedMatrix))
+
+
+@pytest.mark.parametrize("rank", [None, 8, 99])
+def test_a_lossless_commit_leaves_the_new_tasks_logits_at_full_rank(tiny_store: Store, rank: int | None) -> None:
+    plan = recipe((("death",), ("days",)), method={"rank": rank})
+    learner, full = Learner(plan), {}
+    learner.learn(tiny_store, plan.stages[0])
+    learner.learn(tiny_store, plan.stages[1], before_commit=lambda it: full.update(everyone(it, tiny_store)))
+    assert {t: bits(z) for t, z in everyone(learner, tiny_store).items()} == {t: bits(z) for t, z in full.items()}
+    assert all(c.relative_error == 0.0 for c in learner.stages[1].commits)
+
+
+def test_a_commit_of_low_rank_costs_what_it_says(flame: Stages) -> None:
+    for part in [p for _, p in growables(flame.learner.model) if isinstance(p, StackedMatrix)]:
+        *lead, out, width = part.base.shape
+        for stage in part.stages:
+            stored = part.slice(stage)
+            numbers = sum(t.numel() for t in (stored if isinstance(stored, tuple) else (stored,)))
+            assert numbers == int(np.prod(lead)) * min(2 * (out + width), out * width)
+    errors = [c.relative_error for s in flame.learner.stages for c in s.commits]
+    assert errors
+    assert all(0.0 <= e <= 1.0 for e in errors)
+
+
+def test_rank_zero_keeps_only_vectors_routers_and_heads(tiny_store: Store) -> None:
+    learner = Stages(recipe(STREAM[:2], method={"rank": 0}), tiny_store).learner
+    assert not any(p.stages for _, p in growables(learner.model) if isinstance(p, StackedMatrix))
+    assert any(len(p.copies) > 1 for _, p in growables(learner.model) if isinstance(p, StageVector))
+    assert {c.rank for c in learner.stages[1].commits} == {0}
+
+
+def test_a_copy_with_another_method_starts_from_the_same_bits_and_shares_nothing(tiny_store: Store) -> None:
+    plan = recipe((("death",), ("days",)))
+    learner = Learner(plan)
+    learner.learn(tiny_store, plan.stages[0])
+    before = everyone(learner, tiny_store)["death"]
+    twin = learner.with_method(MethodConfig(name="finetune"))
+    assert bits(everyone(twin, tiny_store)["death"]) == bits(before)
+    twin.learn(tiny_store, plan.stages[1])
+    assert bits(everyone(learner, tiny_store)["death"]) == bits(before)
+    assert bits(everyone(twin, tiny_store)["death"]) != bits(before)
+
+
+def test_trainable_counts_are_what_the_stage_trained(flame: Stages) -> None:
+    for stage in flame.learner.stages:
+        assert set(stage.trainable) == {p.part for p in footprint(flame.learner.model)}
+        assert stage.trainable["experts"] > 0
+    model = flame.learner.model
+    assert flame.learner.stages[2].trainable["heads"] == sum(
+        p.numel() for t in ("days", "codes") for p in model.heads[t].parameters()
+    )
+
+
+def test_stages_that_do_not_fit_change_nothing(flame: Stages, tiny_store: Store) -> None:
+    before = {n: digest(t) for n, t in flame.learner.model.state_dict().items()}
+    for stage, message in (
+        (Stage(tasks=("death",)), "task 'death' was learned in stage 0"),
+        (Stage(tasks=("deths",)), r"unknown task 'deths'.*Did you mean 'death'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            flame.learner.learn(tiny_store, stage)
+    assert {n: digest(t) for n, t in flame.learner.model.state_dict().items()} == before
+    assert len(flame.learner.stages) == 3
+
+
+def test_a_modality_of_another_shape_is_refused(tiny_store: Store, flame: Stages) -> None:
+    learner = Learner(recipe())
+    learner.learn(tiny_store, recipe().stages[0])
+    vitals = learner.model.modalities["vitals"]
+    learner.model.modalities["vitals"] = vitals.model_copy(update={"features": 9})
+    with pytest.raises(DataError, match="modality 'vitals' is series with 3 features here, the model learned it as"):
+        learner.learn(tiny_store, recipe().stages[2])
+
+
+@pytest.fixture(scope="module", params=list(METHODS))
+def method(request: pytest.FixtureRequest, tiny_store: Store) -> Stages:
+    """The stream, learned by each continual method: what follows holds for all of them."""
+    return Stages(recipe(method={"name": request.param}), tiny_store)
+
+
+def test_every_method_is_found_by_its_name(method: Stages) -> None:
+    assert METHODS[method.learner.method.name] is type(method.learner.method)
+
+
+def test_every_method_learns_every_stage(method: Stages) -> None:
+    assert [set(found) for found in method.after] == [
+        {"death"},
+        {"death", "stage"},
+        {"death", "stage", "days", "codes"},
+    ]
+    assert all(np.isfinite(z).all() for z in method.after[-1].values())
+
+
+def test_every_method_leaves_the_model_frozen_between_stages(method: Stages) -> None:
+    model = method.learner.model
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert not any(p.delta is not None for _, p in growables(model) if isinstance(p, StackedMatrix))
+
+
+def test_every_method_has_the_same_first_stage(method: Stages, flame: Stages) -> None:
+    assert bits(method.after[0]["death"]) == bits(flame.after[0]["death"])
+
+
+def test_every_method_goes_on_from_a_save_as_if_it_had_not_stopped(
+    method: Stages, tiny_store: Store, tmp_path: Path
+) -> None:
+    plan = method.learner.recipe
+    learner = Learner(plan)
+    for i, stage in enumerate(plan.stages):
+        learner.learn(tiny_store, stage)
+        learner = Learner.load(learner.save(tmp_path / str(i)))
+    one, two = learner.model.state_dict(), method.learner.model.state_dict()
+    assert list(one) == list(two)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert {t: bits(z) for t, z in everyone(learner, tiny_store).items()} == {
+        t: bits(z) for t, z in method.after[-1].items()
+    }
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"unknown method 'flam'.*Did you mean 'flame'"):
+        make_method(MethodConfig(name="flam"))
+
+
+def test_there_is_nothing_to_load_where_nothing_was_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        Learner.load(tmp_path)
