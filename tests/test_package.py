@@ -13,7 +13,7 @@ import pytest
 import flame_moe
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "polars", "pyarrow", "lightning_fabric", "typer", "rich", "pydantic")
+HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "polars", "pyarrow", "lightning_fabric", "pydantic", "typer")
 
 
 def python(code: str, **options: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,10 +30,9 @@ class Bar(Monitor):
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -64,7 +64,7 @@ class Bar(Monitor):
 
     def epoch(self, record: dict[str, Any]) -> None:
         self._epoch = record["epoch"] + 1
-        self._progress.update(self._line, said=f"{self._where()}, validation {_scores(record['val'])}")
+        self._progress.update(self._line, said=f"{self._where()}, val {_score(record['val']):.3f}")
 
     def end(self) -> None:
         self._progress.update(self._line, description=f"{self._stage}: measuring", said="")
@@ -82,8 +82,7 @@ def waiting(console: Console, text: str) -> Iterator[None]:
         yield
 
 
-def _scores(val: dict[str, dict[str, float]]) -> str:
-    """Each task's primary metric, as "AUROC 0.912, R2 0.633"."""
-    names = set(PRIMARY.values())
-    shown = [(name, value) for metrics in val.values() for name, value in metrics.items() if name in names]
-    return ", ".join(f"{name.upper()} {value:.3f}" for name, value in shown)
+def _score(val: dict[str, dict[str, float]]) -> float:
+    """Mean of the tasks' primary metrics, by which epochs are chosen."""
+    primary = set(PRIMARY.values())
+    return fmean(value for metrics in val.values() for name, value in metrics.items() if name in primary)

@@ -85,17 +85,23 @@ def check(recipe: Recipe, store: Store) -> None:
         make_method(MethodConfig(name=name))
 
 
-def open_store(recipe: Recipe, store: Store | str | Path | None = None) -> Store:
-    """The store of a recipe: the one given, the one it names, or a fresh one from its source.
+def open_store(recipe: Recipe, store: Store | str | Path | None = None, *, make: bool = True) -> Store:
+    """The store of a recipe: the one given, or the one it names.
 
-    A store that the recipe names but that does not exist is prepared there.
+    Args:
+        recipe: whose samples are wanted.
+        store: instead of the one that the recipe names.
+        make: prepare a store that does not exist yet from the recipe's source, at its place.
+
+    Raises:
+        FlameError: if no store is named, or it cannot be opened or made.
     """
     if isinstance(store, Store):
         return store
     place = store if store is not None else recipe.data.store
     if place is None:
         raise RecipeError("the recipe names no store", where="data.store", mend="Name a folder, or give --store.")
-    if Path(place).exists():
+    if Path(place).exists() or not make:
         return Store.open(place)
     return prepare(recipe.data.source, recipe.data.raw, place, options=recipe.data.options)
 
@@ -166,7 +172,7 @@ def extend(
     path = Path(path)
     old = Run.open(path)
     recipe = old.learner.recipe
-    chosen = open_store(recipe, store)
+    chosen = open_store(recipe, store, make=False)
     stage = Stage.parse({"tasks": list(tasks), "epochs": epochs}, where="the new stage")
     old.learner.resolve(chosen, stage)
     recorder = Recorder.resume(old.results, _load_reference(path / REFERENCE))

@@ -39,7 +39,7 @@ def evaluate(
         FlameError: if the run or the store cannot be used, or a task is unknown.
     """
     learner = Run.open(path).learner
-    chosen = open_store(learner.recipe, store)
+    chosen = open_store(learner.recipe, store, make=False)
     rows = []
     for name in tasks or [name for name in learner.tasks if name in chosen.tasks]:
         task = _task(learner, name)
@@ -107,6 +107,8 @@ def _task(learner: Learner, name: str) -> Task:
 
 
 def _store_to_score(learner: Learner, data: Path, scratch: Path) -> Store:
+    if not data.exists():
+        raise DataError("there is nothing to score", where=str(data), mend="Give a store, or a folder of raw records.")
     if (data / MANIFEST).is_file():
         return Store.open(data)
     config = learner.recipe.data
