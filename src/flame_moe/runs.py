@@ -37,6 +37,7 @@ from flame_moe.training.monitor import Monitor
 
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 MODEL, REFERENCE, SELECTED, RESUME = "model", "reference", "selected", "resume"
+OWN = (RECIPE, RESULTS, REPORT, MODEL, REFERENCE, SELECTED, RESUME)
 REFERENCE_KIND, REFERENCE_VERSION = "flame-moe-reference", 1
 
 
@@ -190,14 +191,24 @@ def at_store(recipe: Recipe, store: Store) -> Recipe:
 
 
 def _refuse(out: Path, *, resume: bool, overwrite: bool) -> None:
-    if not out.exists() or resume:
+    """Insist that `out` is free, or a run that may be gone on with or replaced; nothing else is ever deleted."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    is_run = (out / RECIPE).is_file()
-    if not overwrite:
+    if not (resume or overwrite):
         mend = "Give another folder, go on with --resume, or replace it with --overwrite."
         raise DataError("there is already something", where=str(out), mend=mend)
-    if not is_run:
+    if not (out / RECIPE).is_file():
         raise DataError("what is there is not a run", where=str(out), mend="Give another folder.")
+    others = [entry.name for entry in _others(out)]
+    if overwrite and not resume and others:
+        mend = "Move it away, or give another folder."
+        raise DataError(f"the run folder holds '{others[0]}', which is no part of the run", where=str(out), mend=mend)
+
+
+def _others(out: Path) -> list[Path]:
+    """What somebody else put into a run folder; temporary siblings that a crash left behind are not meant."""
+    ours = tuple(f".{name}." for name in OWN)
+    return sorted(e for e in out.iterdir() if e.name not in OWN and not e.name.startswith(ours))
 
 
 def _begin(recipe: Recipe, out: Path) -> tuple[Learner, Recorder]:
@@ -251,7 +262,7 @@ def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, moni
 
 
 def _write(learner: Learner, recorder: Recorder, out: Path) -> None:
-    """Replace the run folder by one that holds what is known now."""
+    """Replace the run folder by one that holds what is known now, and what others put there."""
     from flame_moe.report import write_report
 
     results = recorder.results()
@@ -267,6 +278,8 @@ def _write(learner: Learner, recorder: Recorder, out: Path) -> None:
         save_checkpoint(work / REFERENCE, logits, {"samples": samples}, kind=kind, version=version)
         results.save(work / RESULTS)
         write_report(results, work / REPORT)
+        for entry in _others(out):
+            (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, work / entry.name)
 
 
 def _load_reference(folder: Path) -> dict[str, Reference]:
