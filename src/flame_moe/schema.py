@@ -256,14 +256,18 @@ class Recipe(Description):
             data = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RecipeError("there is no such recipe", where=str(path), mend="Check the path.") from None
+        except OSError as error:
+            what = f"the recipe cannot be read ({error.strerror})"
+            raise RecipeError(what, where=str(path), mend="Give a TOML file.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"the recipe is not valid TOML: {error}", where=str(path)) from None
         return cls.parse(data, where=str(path))
 
 
 def _sentence(cls: type[BaseModel], error: ValidationError, where: str) -> RecipeError:
-    """Turn pydantic's first complaint into one sentence with place and mend."""
-    first = error.errors(include_url=False)[0]
+    """Turn pydantic's first complaint into one sentence with place and mend; a misspelt key goes first."""
+    complaints = error.errors(include_url=False)
+    first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
     path = [str(part) for part in first["loc"]]
     place = f"{where}: {'.'.join(path)}" if path else where
     if first["type"] == "extra_forbidden":
@@ -284,12 +288,11 @@ def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
     """Names of the fields of the description found by walking `path` from `cls`."""
     current: Any = cls
     for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            if part not in current.model_fields:
-                return []
-            current = current.model_fields[part].annotation
-        models = [arg for arg in _flatten(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        current = models[0] if models else current
+        # A part that is no field is a place in a list or a key of a table: the description stays the same.
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            leaves = _flatten(current.model_fields[part].annotation)
+            models = [leaf for leaf in leaves if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
+            current = models[0] if models else None
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 

@@ -30,6 +30,7 @@ from flame_moe.training.state import TrainingState, put
 
 KIND, VERSION = "flame-moe-model", 1
 STATE_KIND, STATE_VERSION = "flame-moe-training", 1
+_RESTORE = "Restore the checkpoint from a backup."
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,11 @@ class Learner:
             structure = manifest["structure"]
             for name, part in growables(learner.model):
                 part.restore(structure[name])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the manifest is damaged ({error})", where=where) from None
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise CheckpointError("the manifest does not describe a model", where=where, mend=_RESTORE) from None
         except FlameError as error:
-            raise CheckpointError(f"the manifest does not describe a model: {error.what}", where=where) from None
+            what = f"the manifest does not describe a model: {error.what}"
+            raise CheckpointError(what, where=where, mend=_RESTORE) from None
         match(learner.model.state_dict(), tensors, where)
         learner.model.load_state_dict(tensors, strict=True)
         learner.model.requires_grad_(False)
