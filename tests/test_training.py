@@ -37,10 +37,14 @@ class CutOff(BaseException):
 
 
 class Crash(Monitor):
-    """Fails at the end of an epoch, or at a step."""
+    """Fails at the end of an epoch, at a step, or when the stage is trained."""
 
-    def __init__(self, *, epoch: int | None = None, step: int | None = None) -> None:
-        self.at_epoch, self.at_step, self.steps = epoch, step, 0
+    def __init__(self, *, epoch: int | None = None, step: int | None = None, at_end: bool = False) -> None:
+        self.at_epoch, self.at_step, self.at_end, self.steps = epoch, step, at_end, 0
+
+    def end(self) -> None:
+        if self.at_end:
+            raise CutOff
 
     def step(self) -> None:
         self.steps += 1
@@ -98,11 +102,23 @@ def test_random_numbers_of_other_places_do_not_matter(tiny_store: Store) -> None
     assert derive(0, "a") == derive(0, "a")
 
 
+def test_every_epoch_draws_its_own_random_numbers(tiny_store: Store) -> None:
+    seeds: list[int] = []
+
+    class Listen(Monitor):
+        def step(self) -> None:
+            seeds.append(torch.initial_seed())
+
+    learned(recipe(JOINT, train={"epochs": 3}), tiny_store, monitor=Listen())
+    assert len(set(seeds)) == 3
+
+
 HARD: dict[str, Any] = {"epochs": 3, "modality_dropout": 0.3, "select": "per_task"}
+EASY: dict[str, Any] = {"epochs": 3, "sampling": "temperature", "schedule": "constant"}
 
 
-@pytest.mark.parametrize("crash", [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}, {"step": 6}])
-@pytest.mark.parametrize("train", [HARD, {"epochs": 3, "sampling": "temperature", "schedule": "constant"}])
+@pytest.mark.parametrize("train", [HARD, EASY], ids=["hard", "easy"])
+@pytest.mark.parametrize("crash", [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}, {"step": 6}, {"at_end": True}])
 def test_resuming_after_a_crash_gives_the_same_weights_as_not_crashing(
     tiny_store: Store, tmp_path: Path, crash: dict[str, int], train: dict[str, Any]
 ) -> None:
@@ -190,6 +206,24 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
         learner.learn(tiny_store, plan.stages[0], monitor=Begin())
     assert "no weight was changed" in str(caught.value)
     assert same(learner.model.state_dict(), before)
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_update(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite while its slope is not: sqrt at zero."""
+    monkeypatch.setattr(engine, "task_loss", lambda t, z, *args: task_loss(t, z, *args) + (z.sum() * 0).sqrt())
+    for clip in (1.0, None):
+        learner = Learner(recipe((("death",),), train={"clip": clip}))
+        before: dict[str, Tensor] = {}
+
+        class Begin(Monitor):
+            def begin(self, *args: Any, kept: dict[str, Tensor] = before, of: Learner = learner) -> None:
+                kept.update({k: t.clone() for k, t in of.model.state_dict().items()})
+
+        with pytest.raises(NonFiniteError, match=r"gradient's norm is nan; no weight was changed.*tasks death"):
+            learner.learn(tiny_store, learner.recipe.stages[0], monitor=Begin())
+        assert same(learner.model.state_dict(), before)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]) -> None:

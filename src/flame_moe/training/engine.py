@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def fit(
     (seed, cursor, epoch) alone, so a run that resumes after a crash ends with the same weights.
 
     Raises:
-        NonFiniteError: if a loss is NaN or infinite, before the weights are touched.
+        NonFiniteError: if a loss or gradient is NaN or infinite, before the weights are touched.
     """
     from lightning_fabric import Fabric
 
@@ -117,8 +118,9 @@ def fit(
             ]
             loss = torch.stack(losses).sum()
             fabric.backward(loss if penalty is None else loss + penalty(model))
-            if config.clip is not None:
-                fabric.clip_gradients(network, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            limit = math.inf if config.clip is None else config.clip
+            norm = fabric.clip_gradients(network, optimizer, max_norm=limit, error_if_nonfinite=False)
+            _refuse_gradient(norm, batches, epoch)
             optimizer.step()
             monitor.step()
         val = {name: validate(model, p, cursor) for name, p in problems.items()}
@@ -168,6 +170,17 @@ def _loss(
     totals[batch.task].append(float(loss.detach()))
     totals["auxiliary"].append(float(output.aux.detach()))
     return problem.task.weight * loss + output.aux
+
+
+def _refuse_gradient(norm: Tensor | None, batches: list[FlexiBatch], epoch: int) -> None:
+    """Stop before the update if a finite loss has a gradient that is not."""
+    if norm is None or bool(torch.isfinite(norm)):
+        return
+    raise NonFiniteError(
+        f"the gradient's norm is {norm.item()}; no weight was changed by it",
+        where=f"epoch {epoch}, tasks {', '.join(batch.task for batch in batches)}",
+        mend="Lower train.lr, or train with train.precision = '32-true'.",
+    )
 
 
 def predict(
