@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from flame_moe.data.store import Store
 from tests.example_stores import random_samples, write
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def _loss(
         finite = torch.isfinite(each).tolist()
         bad = [name for name, good in zip(batch.ids, finite, strict=True) if not good] or list(batch.ids)
         raise NonFiniteError(
-            f"the loss is {float(loss + output.aux)}; no weight was changed by it",
+            f"the loss is {(loss + output.aux).item()}; no weight was changed by it",
             where=f"task '{batch.task}', samples {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}",
             mend="Look at these samples' values, or lower train.lr.",
         )
