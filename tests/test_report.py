@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flame_moe.report import summary_table, write_report
+from flame_moe.report import figures, summary_table, tables, write_report
 from flame_moe.report.page import render
 from flame_moe.results import Results
 from tests.example_results import MORTALITY, binary_task, example, nine_tasks, with_gaps
@@ -174,6 +174,36 @@ def test_a_change_of_sign_of_zero_is_not_called_bitwise_equal() -> None:
     page = render(results.model_copy(update={"drift": unequal}))
     assert "bitwise equal: every" not in page
     assert "not bitwise equal" in page
+
+
+def test_labels_of_tasks_that_the_run_does_not_learn_are_left_out() -> None:
+    results = CASES["three stages"]
+    assert results.data is not None
+    other = results.data.prevalence[0].model_copy(update={"task": "elsewhere"})
+    data = results.data.model_copy(update={"prevalence": (*results.data.prevalence, other)})
+    labels = tables.prevalence(results.model_copy(update={"data": data}))
+    assert labels == tables.prevalence(results)
+    only = results.data.model_copy(update={"prevalence": (other,)})
+    assert tables.prevalence(results.model_copy(update={"data": only})) is None
+
+
+def test_the_cost_of_truncation_is_told_for_the_split_it_was_measured_on() -> None:
+    committed = [e for e in SMALL.evaluations if (e.split, e.phase) == ("test", "committed")]
+    moved = [e.model_copy(update={"split": "val"}) for e in committed]
+    full = moved[-1].model_copy(update={"phase": "full_rank"})
+    table = tables.truncation(SMALL.model_copy(update={"evaluations": (*moved, full)}))
+    assert table is not None
+    assert [cell.text for cell in table.rows[0][2]][1] == "val"
+    assert tables.truncation(SMALL.model_copy(update={"evaluations": tuple(moved)})) is None
+
+
+def test_the_figure_of_drift_shows_only_tasks_that_later_stages_could_have_changed() -> None:
+    drawn = figures.draw(SMALL)["drift"]
+    assert drawn is not None
+    assert ">mortality<" in drawn.svg
+    assert ">event<" not in drawn.svg
+    alone = example(((MORTALITY,),), comparison=False, data=False)
+    assert figures.draw(alone)["drift"] is None
 
 
 def test_a_metric_that_does_not_exist_is_shown_as_absent_with_its_reason() -> None:
