@@ -162,6 +162,21 @@ def drop_modalities(batch: FlexiBatch, rate: float) -> FlexiBatch:
     return batch._replace(modalities=parts)
 
 
+def drop_cells(batch: FlexiBatch, rate: float) -> FlexiBatch:
+    """Training only: hide each observed cell of series and tables with probability `rate`, as if never measured.
+
+    Draws from PyTorch's global generator.
+    """
+    if rate <= 0:
+        return batch
+    parts = dict(batch.modalities)
+    for name, part in parts.items():
+        if part.observed is not None:
+            kept = torch.rand(part.observed.shape, device=part.observed.device) >= rate
+            parts[name] = part._replace(observed=part.observed & kept)
+    return batch._replace(modalities=parts)
+
+
 def _select(part: ModalityBatch, keep: Tensor) -> ModalityBatch:
     return ModalityBatch(
         rows=part.rows[keep],

@@ -175,6 +175,7 @@ class ModelConfig(Description):
     steps: Annotated[int, Field(ge=1)] = 24
     time_width: Annotated[int, Field(ge=2)] = 32
     patches: Annotated[int, Field(ge=1)] = 16
+    knots: Annotated[int, Field(ge=0)] = 0
     balance: Annotated[float, Field(ge=0)] = 0.01
     interaction: Annotated[float, Field(ge=0)] = 0.1
 
@@ -206,6 +207,7 @@ class TrainConfig(Description):
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["joint", "per_task", "last"] = "joint"
     modality_dropout: Fraction = 0.0
+    cell_dropout: Fraction = 0.0
     label_smoothing: Fraction = 0.0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["cpu", "cuda", "auto"] = "cpu"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flame_moe.batch import FlexiBatch, drop_modalities
+from flame_moe.batch import FlexiBatch, drop_cells, drop_modalities
 from flame_moe.data.loader import Loader
 from flame_moe.data.sampling import steps, steps_per_epoch
 from flame_moe.errors import NonFiniteError
@@ -114,7 +114,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             losses = [
                 _loss(network, problems[b.task], fabric.to_device(b), cursor, config, totals)
-                for b in (drop_modalities(b, config.modality_dropout) for b in batches)
+                for b in (_thin(b, config) for b in batches)
             ]
             loss = torch.stack(losses).sum()
             fabric.backward(loss if penalty is None else loss + penalty(model))
@@ -140,6 +140,11 @@ def fit(
         state.load_best(model)
     best = state.best_epoch if config.select != "last" else state.epoch - 1
     return Fitted(state.history, best, state.per_task)
+
+
+def _thin(batch: FlexiBatch, config: TrainConfig) -> FlexiBatch:
+    """Hide modalities and cells at random, so that the model learns to do without them."""
+    return drop_cells(drop_modalities(batch, config.modality_dropout), config.cell_dropout)
 
 
 def _loss(

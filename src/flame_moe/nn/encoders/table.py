@@ -18,10 +18,14 @@ from flame_moe.schema import Modality, ModelConfig
 class TableEncoder(Encoder):
     """C features, zero-padded and cut into P contiguous patches, each with a linear map of its own: -> (n, P, d).
 
+    With `knots` = K each cell x also enters as relu(x - t_k), t_k the K inner quantiles of a standard normal, so that
+    the map is piecewise linear in every feature: risk that is high at both ends of a range needs no second layer.
     A cell that was not observed enters as 0 with flag 0, so its content has no influence and no gradient.
     The published code shares one map over all patches, although each patch holds other features; the presets `paper`
     and `reference` do the same.
     """
+
+    knots: Tensor
 
     def __init__(self, modality: Modality, config: ModelConfig, stage: int) -> None:
         super().__init__(modality, config, stage)
@@ -29,15 +33,20 @@ class TableEncoder(Encoder):
         self.size = math.ceil(modality.features / self.patches)
         self.patches = math.ceil(modality.features / self.size)
         maps = 1 if config.preset in ("paper", "reference") else self.patches
-        self.weight = StackedMatrix(maps, config.width, 2 * self.size, stage=stage)
-        limit = 1.0 / math.sqrt(2 * self.size)
+        fan = (2 + config.knots) * self.size
+        self.weight = StackedMatrix(maps, config.width, fan, stage=stage)
+        shares = torch.arange(1, config.knots + 1) / (config.knots + 1)
+        self.register_buffer("knots", torch.special.ndtri(shares), persistent=False)
+        limit = 1.0 / math.sqrt(fan)
         self.bias = StageVector(torch.empty(maps, config.width).uniform_(-limit, limit), stage)
 
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         assert part.observed is not None
         observed = part.observed[:, 0]
         values = torch.where(observed, part.values[:, 0], 0.0)
-        cells = torch.cat([self._cut(values), self._cut(observed.to(values.dtype))], dim=-1)
+        bends = F.relu(values[:, :, None] - self.knots) * observed[:, :, None]
+        parts = [values, observed.to(values.dtype), *bends.unbind(-1)]
+        cells = torch.cat([self._cut(part) for part in parts], dim=-1)
         weight = self.weight.effective(cursor).expand(self.patches, -1, -1)
         x = torch.einsum("npc,pdc->npd", cells, weight) + self.bias.at(cursor)
         return Sequences(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))

@@ -32,7 +32,8 @@ def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
         (n, h, T, C).
     """
     seen = observed.any(-1)[:, None, None, :]
-    top = scores.masked_fill(~seen, float("-inf")).amax(-1, keepdim=True)
+    lowest = torch.finfo(scores.dtype).min
+    top = scores.masked_fill(~seen, lowest).amax(-1, keepdim=True)
     # Masked before exp as well: a key that is not there may score far above those that are, and 0 * inf is no gradient.
     gap = (scores - top).masked_fill(~seen, _FLOOR).clamp(min=_FLOOR)
     e = torch.exp(gap).masked_fill(~seen, 0.0)
