@@ -87,6 +87,7 @@ def test_a_record_becomes_series_tables_and_labels_in_natural_units(tmp_path: Pa
         "mortality": [0.0],
         "los": [9.0],
         "long_stay": [1.0],
+        "year_mortality": [0.0],
         "saps": [12.0],
         "sofa": [5.0],
     }

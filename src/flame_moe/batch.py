@@ -163,17 +163,19 @@ def drop_modalities(batch: FlexiBatch, rate: float) -> FlexiBatch:
 
 
 def drop_cells(batch: FlexiBatch, rate: float) -> FlexiBatch:
-    """Training only: hide each observed cell of series and tables with probability `rate`, as if never measured.
+    """Training only: hide observed cells of series and tables, as if they had never been measured.
 
-    Draws from PyTorch's global generator.
+    Each sample hides a share of its own, drawn uniformly from 0 to `rate`, so that complete samples are seen as well
+    and predictions for them stay calibrated. Draws from PyTorch's global generator.
     """
     if rate <= 0:
         return batch
+    share = torch.rand(batch.size) * rate
     parts = dict(batch.modalities)
     for name, part in parts.items():
         if part.observed is not None:
-            kept = torch.rand(part.observed.shape, device=part.observed.device) >= rate
-            parts[name] = part._replace(observed=part.observed & kept)
+            kept = torch.rand(part.observed.shape) >= share[part.rows.cpu()][:, None, None]
+            parts[name] = part._replace(observed=part.observed & kept.to(part.observed.device))
     return batch._replace(modalities=parts)
 
 

@@ -117,4 +117,4 @@ SLIPS: tuple[Slip, ...] = (
     # 365.8 to 462.3 cm are 144 to 182 cm taken for inches and multiplied by 2.54.
     Slip("Height", 330, 510, 1 / 2.54, 0.0, "Height converted from inches though it was in cm, divided by 2.54"),
 )
-OUTCOME_COLUMNS: tuple[str, ...] = ("SAPS-I", "SOFA", "Length_of_stay", "In-hospital_death")
+OUTCOME_COLUMNS: tuple[str, ...] = ("SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death")

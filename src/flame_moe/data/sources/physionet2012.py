@@ -37,6 +37,7 @@ from flame_moe.errors import DataError
 from flame_moe.schema import Description, Modality, Task
 
 LONG_STAY_DAYS = 7
+YEAR_DAYS = 365
 _COLUMNS = {group: np.array([i for i, v in enumerate(VARIABLES) if v.group == group]) for group in GROUPS}
 _STATIC: tuple[tuple[str, str], ...] = (
     ("age", "years"),
@@ -64,7 +65,7 @@ class Physionet2012Options(Description):
 
 
 def describe(options: Physionet2012Options) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
-    """Three series, one or two tables; five tasks, or nine with `by_unit`."""
+    """Three series, one or two tables; six tasks, or ten with `by_unit`."""
     modalities = [_series(group) for group in GROUPS]
     modalities.append(_table("static", _STATIC, "age, sex, height, weight and unit of care at admission"))
     if options.summary:
@@ -180,12 +181,14 @@ def _targets(
         tally["record without a line of outcomes, no labels"] += 1
         return {}
     known = {name: value for name, value in row.items() if value != MISSING}
-    for name in row:
+    for name in row.keys() - {"Survival"}:
         tally[f"{name} missing (-1), no label"] += name not in known
     tally["In-hospital_death is 1, of all records found"] += row["In-hospital_death"] == 1
     targets = {task: known[column] for task, column in _COLUMN_OF.items() if column in known}
     if "los" in targets:
         targets["long_stay"] = float(targets["los"] > LONG_STAY_DAYS)
+    if "mortality" in targets:
+        targets["year_mortality"] = float(targets["mortality"] == 1 or 0 <= row["Survival"] <= YEAR_DAYS)
     unit = UNITS_OF_CARE.get(int(stay.descriptors.get("ICUType", 0)))
     if options.by_unit and unit is not None and "mortality" in targets:
         targets[f"mortality_{unit}"] = targets["mortality"]
@@ -205,6 +208,14 @@ _TASKS: tuple[dict[str, object], ...] = (
         "family": "outcome",
         "description": "death before discharge from hospital",
         "caveat": "Only stays of at least 48 h are in the set; deaths after discharge count as survival.",
+    },
+    {
+        "name": "year_mortality",
+        "kind": "binary",
+        "classes": ("no death known", "died"),
+        "family": "outcome",
+        "description": "death in hospital or within a year of admission to the unit",
+        "caveat": "Survival of -1 (outlived the follow-up, or unknown) counts as no death known.",
     },
     {
         "name": "los",
@@ -243,7 +254,7 @@ _TASKS: tuple[dict[str, object], ...] = (
 
 SOURCE = Source(
     name="physionet2012",
-    summary="7,600 adult intensive-care stays, first 48 h: vitals, laboratory, support, static; five tasks.",
+    summary="7,600 adult intensive-care stays, first 48 h: vitals, laboratory, support, static; six tasks.",
     needs_raw=True,
     options=Physionet2012Options,
     describe=describe,
