@@ -130,8 +130,15 @@ def test_minus_one_in_an_outcome_is_no_label(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, {1: record_text()}, "1,-1,-1,-1,-1,1\n")
     funnel = Funnel()
     (sample,) = read(raw, funnel)
-    assert list(sample.targets) == ["mortality"]
+    assert list(sample.targets) == ["mortality", "year_mortality"]
     assert funnel.counts["SAPS-I missing (-1), no label"] == 1
+
+
+def test_a_death_within_a_year_counts_whether_in_hospital_or_after(tmp_path: Path) -> None:
+    rows = {1: "1,1,1,7,-1,0\n", 2: "2,1,1,8,365,0\n", 3: "3,1,1,8,366,0\n", 4: "4,1,1,8,8,1\n", 5: "5,1,1,8,20,-1\n"}
+    raw = raw_folder(tmp_path, {i: record_text(id=i) for i in rows}, "".join(rows.values()))
+    found = [s.targets["year_mortality"].tolist() if "year_mortality" in s.targets else None for s in read(raw)]
+    assert found == [[0.0], [1.0], [0.0], [1.0], None]
 
 
 def test_a_stay_of_seven_days_is_not_long(tmp_path: Path) -> None:

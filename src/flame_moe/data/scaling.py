@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -110,14 +112,38 @@ class Quantile:
         return cls(tuple(x for x, _ in pairs), tuple(z for _, z in pairs))
 
     def apply(self, values: Values, observed: Flags | None) -> Values:
-        scaled = np.zeros(values.shape, dtype=np.float32)
-        for c, (knots, scores) in enumerate(zip(self.knots, self.scores, strict=True)):
-            if observed is None:
-                scaled[:, c] = _map(values[:, c], knots, scores)
-            else:
-                cells = np.flatnonzero(observed[:, c])
-                scaled[cells, c] = _map(values[cells, c], knots, scores)
-        return scaled
+        """All channels at once: z = base + slope (x - anchor) of the segment between knots that holds x."""
+        knots, anchor, base, slope = self._segments
+        seen = values if observed is None else np.where(observed, values, np.float32(0.0))
+        x = np.ascontiguousarray(seen.T, dtype=np.float64)
+        segment = torch.searchsorted(knots, torch.from_numpy(x), right=True).numpy()
+        z = np.take_along_axis(slope, segment, 1)
+        z *= x - np.take_along_axis(anchor, segment, 1)
+        z += np.take_along_axis(base, segment, 1)
+        scaled = np.clip(z, -TAIL, TAIL).T.astype(np.float32)
+        return scaled if observed is None else np.where(observed, scaled, np.float32(0.0))
+
+    @cached_property
+    def _segments(self) -> tuple[torch.Tensor, Floats, Floats, Floats]:
+        """Knots (C, K), padded with infinity, and anchor, base and slope (C, K + 1) of the segments around them."""
+        channels, most = len(self.knots), max(1, *(len(x) for x in self.knots))
+        knots = np.full((channels, most), np.inf)
+        anchor, base, slope = np.zeros((3, channels, most + 1))
+        for c, (x, z) in enumerate(zip(self.knots, self.scores, strict=True)):
+            n = len(x)
+            if n == 0:
+                continue
+            knots[c, :n] = x
+            anchor[c, 0], anchor[c, 1 : n + 1] = x[0], x
+            if n == 1:
+                slope[c, :2] = 1.0
+                continue
+            base[c, 0], base[c, 1 : n + 1] = z[0], z
+            low, high = max(n // 2, 1), min(n // 2, n - 2)
+            slope[c, 0] = (z[low] - z[0]) / (x[low] - x[0])
+            slope[c, 1:n] = np.diff(z) / np.diff(x)
+            slope[c, n] = (z[-1] - z[high]) / (x[-1] - x[high])
+        return torch.from_numpy(knots), anchor, base, slope
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -171,18 +197,3 @@ def _knots(values: Floats, levels: Floats) -> tuple[Floats, Floats]:
     knots, group = np.unique(quantiles, return_inverse=True)
     scores = np.bincount(group, weights=ndtri(levels)) / np.bincount(group)
     return knots, scores
-
-
-def _map(values: Values, knots: Floats, scores: Floats) -> Floats:
-    if len(knots) == 0:
-        return np.zeros(len(values))
-    if len(knots) == 1:
-        return np.clip(values - knots[0], -TAIL, TAIL)
-    x = values.astype(np.float64)
-    mapped = np.interp(x, knots, scores)
-    middle = len(knots) // 2
-    for end, inner, beyond in ((0, max(middle, 1), x < knots[0]), (-1, min(middle, len(knots) - 2), x > knots[-1])):
-        if beyond.any():
-            slope = (scores[end] - scores[inner]) / (knots[end] - knots[inner])
-            mapped[beyond] = scores[end] + slope * (x[beyond] - knots[end])
-    return np.clip(mapped, -TAIL, TAIL)
