@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flame_moe.batch import FlexiBatch, drop_modalities
+from flame_moe.batch import FlexiBatch, drop_cells, drop_modalities
 from flame_moe.continual import Learner
 from flame_moe.data.loader import Loader
 from flame_moe.data.store import Store
@@ -27,7 +27,7 @@ from flame_moe.training.engine import to_values
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.optim import learning_rate, parameter_groups
 from flame_moe.training.seeding import derive
-from tests.tiny import batch_of, flame, recipe, sample
+from tests.tiny import batch_of, flame, full_batch, recipe, sample
 
 JOINT = (("death", "days"),)
 
@@ -424,3 +424,18 @@ def test_probabilities_are_probabilities_for_any_logit(z: list[float]) -> None:
     assert np.allclose(classes.sum(1), 1.0)
     scaled = to_values(task("regression"), logits, (np.float32([3.0]), np.float32([2.0])))
     assert np.allclose(scaled, logits.astype(float) * 2 + 3)
+
+
+def test_hidden_cells_were_observed_and_shares_differ_between_samples() -> None:
+    batch = full_batch(n=200, lengths=(6, 7))
+    thin = drop_cells(batch, 0.8)
+    assert thin.modalities["image"] is batch.modalities["image"]
+    before, after = batch.modalities["vitals"].observed, thin.modalities["vitals"].observed
+    assert before is not None
+    assert after is not None
+    assert not (after & ~before).any()
+    share = 1 - after.flatten(1).sum(1) / before.flatten(1).sum(1)
+    assert float(share.mean()) == pytest.approx(0.4, abs=0.05)
+    assert float(share.min()) < 0.1
+    assert float(share.max()) > 0.6
+    assert drop_cells(batch, 0.0) is batch

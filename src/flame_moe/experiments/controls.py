@@ -110,8 +110,10 @@ def _network(job: Job, recipe: Recipe, store: Store) -> Iterator[tuple[str, Arra
 
 def _baseline(job: Job, recipe: Recipe, store: Store) -> Iterator[tuple[str, Array]]:
     assert job.variant.baseline is not None
+    # Series enter by statistics of their own where the source has not summed them up in a table already.
+    tables = TABLES if set(TABLES) <= store.modalities.keys() else None
     for name in recipe.stages[0].tasks:
-        fitted = fit_baseline(job.variant.baseline, store, name, seed=job.seed, modalities=TABLES)
+        fitted = fit_baseline(job.variant.baseline, store, name, seed=job.seed, modalities=tables)
         _LOG.info("%s on %s: %s, validation %.4f", job.variant.name, name, dict(fitted.setting), fitted.val_score)
         yield name, fitted.predict(summary_matrix(store, store.indices(name, "test"), fitted.modalities)[0])
 
