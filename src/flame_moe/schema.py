@@ -137,16 +137,24 @@ class TaskOverride(Description):
 
 
 class Stage(Description):
-    """Tasks that are learned jointly, at one point of the stream."""
+    """Tasks that are learned jointly, at one point of the stream, and how their training differs from the recipe's."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     epochs: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    cell_dropout: Fraction | None = None
+    modality_dropout: Fraction | None = None
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("a stage names a task twice")
         return self
+
+    def settings(self, train: TrainConfig) -> TrainConfig:
+        """The recipe's training with what this stage changes."""
+        changes = {key: value for key, value in self if key != "tasks" and value is not None}
+        return train.model_copy(update=changes)
 
 
 class DataConfig(Description):

@@ -151,7 +151,7 @@ class Learner:
         """
         tasks, modalities = self.resolve(store, stage)
         began = time.perf_counter()
-        index, config = len(self.stages), self.recipe.train
+        index, config = len(self.stages), stage.settings(self.recipe.train)
         new = [m for m in modalities if m.name not in self.model.modalities]
         self._adopt(store, new, tasks)
         problems = {task.name: self._problem(store, task) for task in tasks}
@@ -166,7 +166,7 @@ class Learner:
             config,
             cursor=index,
             seed=self.recipe.seed,
-            epochs=stage.epochs or config.epochs,
+            epochs=config.epochs,
             monitor=monitor or Monitor(),
             resume=_load_state(state_folder, index, stage),
             save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),

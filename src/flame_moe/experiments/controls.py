@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from flame_moe.experiments.baselines import Kind, fit_baseline, summary_matrix
 from flame_moe.files import write_text
 from flame_moe.recipes import load_recipe
 from flame_moe.recorder import metric_target
-from flame_moe.schema import Recipe, Task
+from flame_moe.schema import Recipe, Stage, Task
 from flame_moe.training import weighted
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
 from flame_moe.training.metrics import PRIMARY, aggregate, evaluate_predictions
@@ -49,7 +50,7 @@ class Variant:
         label: what the table calls it.
         seeds: how many, counted from 0.
         changes: to the recipe, as `flame_moe.recipes.load_recipe` takes them.
-        alone: train each task by itself.
+        arrange: the recipe's stages as they are, all their tasks in one stage, or each task by itself.
         baseline: a scikit-learn control on the tables instead of a network.
     """
 
@@ -57,19 +58,19 @@ class Variant:
     label: str
     seeds: int = 3
     changes: tuple[str, ...] = ()
-    alone: bool = False
+    arrange: Literal["stages", "joint", "alone"] = "stages"
     baseline: Kind | None = None
 
 
 VARIANTS = (
-    Variant("joint", "FLAME, tasks together", seeds=5),
-    Variant("alone", "FLAME, each task alone", seeds=5, alone=True),
-    Variant("no_moe", "no experts", changes=("model.preset=no_moe",)),
-    Variant("dense", "dense, equal active parameters", changes=("model.preset=dense",)),
-    Variant("shared_router", "one router for all modalities", changes=("model.preset=shared_router",)),
-    Variant("paper", "paper preset (no residual)", changes=("model.preset=paper",)),
+    Variant("stream", "FLAME, stage by stage (default)", seeds=5),
+    Variant("joint", "FLAME, all tasks jointly", arrange="joint"),
+    Variant("alone", "FLAME, each task alone", arrange="alone"),
+    Variant("no_moe", "control: no experts", changes=("model.preset=no_moe",)),
+    Variant("dense", "control: dense, equal active parameters", changes=("model.preset=dense",)),
+    Variant("shared_router", "control: one router for all modalities", changes=("model.preset=shared_router",)),
     Variant("logistic", "logistic / ridge regression", seeds=1, baseline="logistic"),
-    Variant("boosting", "boosted trees", seeds=3, baseline="boosting"),
+    Variant("boosting", "boosted trees", baseline="boosting"),
 )
 
 
@@ -99,20 +100,32 @@ def work(job: Job) -> None:
 
 
 def _network(job: Job, recipe: Recipe, store: Store) -> Iterator[tuple[str, Array]]:
-    stage = recipe.stages[0]
-    groups = [(name,) for name in stage.tasks] if job.variant.alone else [stage.tasks]
-    for tasks in groups:
+    for stages in _arranged(job.variant, recipe):
         learner = Learner(recipe)
-        learner.learn(store, stage.model_copy(update={"tasks": tasks}))
-        for name in tasks:
+        for stage in stages:
+            learner.learn(store, stage)
+        for name in learner.tasks:
             yield name, learner.predict(store, name, store.indices(name, "test")).values
+
+
+def _arranged(variant: Variant, recipe: Recipe) -> list[list[Stage]]:
+    """The streams that a variant learns, each from a fresh network; a task alone keeps its stage's settings."""
+    if variant.arrange == "alone":
+        return [[s.model_copy(update={"tasks": (name,)})] for s in recipe.stages for name in s.tasks]
+    if variant.arrange == "joint":
+        return [[recipe.stages[0].model_copy(update={"tasks": _tasks(recipe)})]]
+    return [list(recipe.stages)]
+
+
+def _tasks(recipe: Recipe) -> tuple[str, ...]:
+    return tuple(name for stage in recipe.stages for name in stage.tasks)
 
 
 def _baseline(job: Job, recipe: Recipe, store: Store) -> Iterator[tuple[str, Array]]:
     assert job.variant.baseline is not None
     # Series enter by statistics of their own where the source has not summed them up in a table already.
     tables = TABLES if set(TABLES) <= store.modalities.keys() else None
-    for name in recipe.stages[0].tasks:
+    for name in _tasks(recipe):
         fitted = fit_baseline(job.variant.baseline, store, name, seed=job.seed, modalities=tables)
         _LOG.info("%s on %s: %s, validation %.4f", job.variant.name, name, dict(fitted.setting), fitted.val_score)
         yield name, fitted.predict(summary_matrix(store, store.indices(name, "test"), fitted.modalities)[0])
@@ -126,16 +139,17 @@ def run(recipe: str, store: str, out: str, *, workers: int = 1, variants: Sequen
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
         for number, (job, _) in enumerate(zip(todo, pool.map(work, todo), strict=True), start=1):
             _LOG.info("%d of %d done: %s, seed %d", number, len(todo), job.variant.name, job.seed)
-    opened, stage = Store.open(store), load_recipe(recipe).stages[0]
-    rows = [_row(opened, [opened.tasks[name] for name in stage.tasks], v, jobs) for v in variants]
+    opened = Store.open(store)
+    tasks = [opened.tasks[name] for name in _tasks(load_recipe(recipe))]
+    rows = [_row(opened, tasks, v, jobs) for v in variants]
     document = {
         "recipe": load_recipe(recipe).plain() | {"data": None},
         "environment": environment().plain(),
-        "test_samples": {name: len(opened.indices(name, "test")) for name in stage.tasks},
+        "test_samples": {task.name: len(opened.indices(task.name, "test")) for task in tasks},
         "rows": rows,
     }
     write_text(Path(out) / "controls.json", json.dumps(document, indent=1) + "\n")
-    table = markdown(rows, [opened.tasks[name] for name in stage.tasks])
+    table = markdown(rows, tasks)
     write_text(Path(out) / "controls.md", table)
     return table
 
@@ -236,7 +250,7 @@ def _gap(row: dict[str, object], task: str) -> str:
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m flame_moe.experiments.controls", description=__doc__)
-    parser.add_argument("recipe", help="name or path of a recipe; its first stage is what is compared")
+    parser.add_argument("recipe", help="name or path of a recipe")
     parser.add_argument("store", help="the sample store")
     parser.add_argument("out", help="folder for predictions and tables")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")

@@ -122,6 +122,7 @@ def _series(group: str) -> Modality:
         channels=tuple(v.name for v in members),
         units=tuple(v.unit for v in members),
         description=f"{group} of the first 48 h at their irregular times",
+        scaling="quantile",
     )
 
 
@@ -133,7 +134,7 @@ def _table(name: str, columns: tuple[tuple[str, str], ...], description: str) ->
         channels=tuple(column for column, _ in columns),
         units=tuple(unit for _, unit in columns),
         description=description,
-        scaling="quantile" if name == "summary" else "standard",
+        scaling="quantile",
     )
 
 
