@@ -354,3 +354,26 @@ def test_an_unknown_method_is_named() -> None:
 def test_there_is_nothing_to_load_where_nothing_was_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         Learner.load(tmp_path)
+
+
+def test_a_stage_that_fails_leaves_the_learner_as_it_was(tiny_store: Store) -> None:
+    class Stop(Monitor):
+        def step(self) -> None:
+            raise KeyboardInterrupt
+
+    plan = recipe()
+    learner = Learner(plan)
+    learner.learn(tiny_store, plan.stages[0])
+    test = tiny_store.indices("death", "test")
+    before, state = learner.predict(tiny_store, "death", test), dict(learner.model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(tiny_store, plan.stages[1], monitor=Stop())
+    assert len(learner.stages) == 1
+    assert learner.model.state_dict().keys() == state.keys()
+    assert np.array_equal(learner.predict(tiny_store, "death", test).logits, before.logits)
+    straight = Learner(plan)
+    straight.learn(tiny_store, plan.stages[0])
+    for one in (learner, straight):
+        one.learn(tiny_store, plan.stages[1])
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(learner.model.state_dict()[name], tensor), name

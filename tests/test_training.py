@@ -20,6 +20,7 @@ from flame_moe.continual import Learner
 from flame_moe.data.loader import Loader
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, NonFiniteError
+from flame_moe.nn import Flame
 from flame_moe.nn.losses import class_weights, task_loss
 from flame_moe.schema import Recipe, Task, TrainConfig
 from flame_moe.training import engine
@@ -197,15 +198,17 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
 
     monkeypatch.setattr(Learner, "_problem", poisoned)
     learner, before = Learner(plan), {}
+    trained = learner.model
 
     class Begin(Monitor):
         def begin(self, tasks: list[str], epochs: int, steps: int, done: int) -> None:
-            before.update({k: t.clone() for k, t in learner.model.state_dict().items()})
+            before.update({k: t.clone() for k, t in trained.state_dict().items()})
 
     with pytest.raises(NonFiniteError, match=rf"task 'death', samples {victim}\]") as caught:
         learner.learn(tiny_store, plan.stages[0], monitor=Begin())
     assert "no weight was changed" in str(caught.value)
-    assert same(learner.model.state_dict(), before)
+    assert same(trained.state_dict(), before)
+    assert learner.stages == []
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_update(
@@ -216,14 +219,15 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     for clip in (1.0, None):
         learner = Learner(recipe((("death",),), train={"clip": clip}))
         before: dict[str, Tensor] = {}
+        trained = learner.model
 
         class Begin(Monitor):
-            def begin(self, *args: Any, kept: dict[str, Tensor] = before, of: Learner = learner) -> None:
-                kept.update({k: t.clone() for k, t in of.model.state_dict().items()})
+            def begin(self, *args: Any, kept: dict[str, Tensor] = before, of: Flame = trained) -> None:
+                kept.update({k: t.clone() for k, t in of.state_dict().items()})
 
         with pytest.raises(NonFiniteError, match=r"gradient's norm is nan; no weight was changed.*tasks death"):
             learner.learn(tiny_store, learner.recipe.stages[0], monitor=Begin())
-        assert same(learner.model.state_dict(), before)
+        assert same(trained.state_dict(), before)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]) -> None:

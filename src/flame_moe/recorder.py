@@ -258,6 +258,7 @@ def _stage_record(stage: LearnedStage) -> r.StageRecord:
         r.Epoch(
             epoch=e["epoch"],
             train_loss={name: loss for name, loss in e["train"].items() if name in stage.tasks},
+            val_loss={name: metrics["loss"] for name, metrics in e["val"].items()},
             val_metric={name: metrics["auroc" if "auroc" in metrics else "r2"] for name, metrics in e["val"].items()},
         )
         for e in stage.history

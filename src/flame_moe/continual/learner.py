@@ -148,8 +148,31 @@ class Learner:
 
         Raises:
             FlameError: before anything changes, if the stage does not fit; during training, on a non-finite loss.
+                Whatever ends a stage early, the learner is afterwards what it was before.
         """
         tasks, modalities = self.resolve(store, stage)
+        before = (copy.deepcopy(self.model), self.preprocessor, list(self.stages), self.variants)
+        try:
+            record = self._train(store, stage, tasks, modalities, monitor or Monitor(), state_folder)
+            if before_commit is not None:
+                before_commit(self)
+            commits = tuple(self.method.commit(self.model, record.index))
+        except BaseException:
+            self.model, self.preprocessor, self.stages, self.variants = before
+            raise
+        self.stages[-1] = replace(record, commits=commits)
+        return self.stages[-1]
+
+    def _train(
+        self,
+        store: Store,
+        stage: Stage,
+        tasks: list[Task],
+        modalities: list[Modality],
+        monitor: Monitor,
+        state_folder: Path | None,
+    ) -> LearnedStage:
+        """Everything of a stage but its commit."""
         began = time.perf_counter()
         index, config = len(self.stages), stage.settings(self.recipe.train)
         new = [m for m in modalities if m.name not in self.model.modalities]
@@ -167,7 +190,7 @@ class Learner:
             cursor=index,
             seed=self.recipe.seed,
             epochs=config.epochs,
-            monitor=monitor or Monitor(),
+            monitor=monitor,
             resume=_load_state(state_folder, index, stage),
             save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),
         )
@@ -181,17 +204,13 @@ class Learner:
             trainable,
             len(fitted.history),
             fitted.best_epoch,
-            0.0,
+            time.perf_counter() - began,
             tuple(fitted.history),
             (),
         )
         self.stages.append(record)
         self.variants = {task: self._variant(weights) for task, weights in fitted.per_task.items()}
-        if before_commit is not None:
-            before_commit(self)
-        commits = tuple(self.method.commit(self.model, index))
-        self.stages[-1] = replace(record, seconds=time.perf_counter() - began, commits=commits)
-        return self.stages[-1]
+        return record
 
     def predict(self, store: Store, task: str, indices: ArrayLike, batch_size: int | None = None) -> Prediction:
         """What the model says of some samples of a store for one task, read at the task's own cursor."""

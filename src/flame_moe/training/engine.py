@@ -45,6 +45,14 @@ class Problem:
     scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     class_weight: Tensor | None
 
+    def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Loss of each sample, (B,), against targets in natural units."""
+        if self.scale is not None:
+            mean, std = (torch.as_tensor(s, device=target.device) for s in self.scale)
+            target = (target - mean) / std
+        weight = None if self.class_weight is None else self.class_weight.to(target.device)
+        return task_loss(self.task, logits, target, weight, smoothing)
+
 
 class Prediction(NamedTuple):
     """What a model says of the samples of a loader, in their order.
@@ -157,12 +165,7 @@ def _loss(
 ) -> Tensor:
     """Weighted task loss plus auxiliary loss of one batch; stops on NaN or Inf, naming task and samples."""
     output = network(batch, cursor)
-    target = batch.target
-    if problem.scale is not None:
-        mean, std = (torch.as_tensor(s, device=target.device) for s in problem.scale)
-        target = (target - mean) / std
-    weight = None if problem.class_weight is None else problem.class_weight.to(target.device)
-    each = task_loss(problem.task, output.logits, target, weight, config.label_smoothing)
+    each = problem.losses(output.logits, batch.target, config.label_smoothing)
     loss = each.mean()
     if not bool(torch.isfinite(loss + output.aux)):
         finite = torch.isfinite(each).tolist()
@@ -227,12 +230,13 @@ def to_values(
 
 
 def validate(model: Flame, problem: Problem, cursor: int) -> dict[str, float]:
-    """Validation metrics of one task, without intervals."""
+    """Validation metrics of one task without intervals, and "loss", its mean task loss without smoothing."""
     got = predict(model, problem.val.batches(None), problem.task, cursor, problem.scale)
     task = problem.task
     target = got.target if task.target_width > 1 or task.kind == "regression" else got.target[:, 0]
     scores = evaluate_predictions(task.kind, target, got.values, classes=task.classes, bootstrap=0)
-    return dict(scores.metrics)
+    loss = problem.losses(torch.from_numpy(got.logits), torch.from_numpy(got.target)).mean()
+    return {"loss": float(loss), **scores.metrics}
 
 
 def _scores(problems: Mapping[str, Problem], val: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
