@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint types check slow wheel clean
+.PHONY: demo test lint types check slow evidence bench wheel clean
 
 demo: $(READY)  ## learn five tasks in three stages, beside plain fine-tuning; writes runs/demo/run/report.html
 	$(BIN)/flame demo runs/demo
@@ -26,6 +26,15 @@ check: $(READY)
 
 slow: $(READY)  ## the long proofs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+
+evidence: $(READY)  ## the table of real patients: make evidence RAW=folder-with-set-a-and-set-b
+	@test -n "$(RAW)" || { echo "say where PhysioNet 2012 is: make evidence RAW=FOLDER" >&2; exit 2; }
+	test -d stores/physionet2012 || $(BIN)/flame prepare physionet2012 $(RAW) stores/physionet2012
+	OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.controls physionet2012 stores/physionet2012 \
+		runs/evidence --workers $(WORKERS)
+
+bench: $(READY)  ## share of loading in a training step, and memory against the size of the data
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py
 
 wheel: $(READY)  ## dist/flame_moe-*.whl
 	$(BIN)/python -m build --no-isolation --wheel
