@@ -189,7 +189,6 @@ class Learner:
             config,
             cursor=index,
             seed=self.recipe.seed,
-            epochs=config.epochs,
             monitor=monitor,
             resume=_load_state(state_folder, index, stage),
             save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),

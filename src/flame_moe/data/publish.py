@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flame_moe.data.layout import FORMAT, MANIFEST
 from flame_moe.errors import StoreError
+from flame_moe.files import sync_folder
 
 
 def sibling(path: Path) -> Path:
@@ -42,14 +43,5 @@ def publish(built: Path, path: Path) -> None:
     if path.exists():
         os.rename(path, old)
     os.rename(built, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(path: Path) -> None:
-    """Bring the rename itself to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

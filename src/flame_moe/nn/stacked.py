@@ -11,6 +11,7 @@ that training and serving cost what a plain layer costs, whatever the number of 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
@@ -39,24 +40,24 @@ Slice = LowRank | Tensor | None
 Factorise = Callable[[Tensor], Slice]
 
 
-class Growable(nn.Module):
+class Growable(nn.Module, ABC):
     """Something that is frozen after its stage and may receive an update of its own in a later one."""
 
+    @abstractmethod
     def grow(self, stage: int) -> None:
         """Start an update for `stage`; it changes nothing until it is trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def commit(self, factorise: Factorise) -> float | None:
         """Freeze the update in progress; returns the relative Frobenius error of its compression, if any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def structure(self) -> dict[str, Any]:
         """JSON-ready shape of what is stored, enough for `restore` to allocate it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, structure: dict[str, Any]) -> None:
         """Allocate what `structure` names, so that a state dict can be loaded strictly."""
-        raise NotImplementedError
 
 
 class StackedMatrix(Growable):

@@ -85,7 +85,6 @@ def fit(
     *,
     cursor: int,
     seed: int,
-    epochs: int,
     monitor: Monitor,
     penalty: Callable[[Flame], Tensor] | None = None,
     resume: TrainingState | None = None,
@@ -96,6 +95,17 @@ def fit(
     Each step sums the task losses of its batches, auxiliary losses included. An epoch draws its randomness from
     (seed, cursor, epoch) alone, so a run that resumes after a crash ends with the same weights.
 
+    Args:
+        model: the network; what is frozen stays as it is.
+        problems: task name -> what to learn.
+        config: how.
+        cursor: the stage being learned.
+        seed: of the recipe.
+        monitor: who is told of progress.
+        penalty: a method's own loss, added to every step.
+        resume: state to go on from.
+        save: called with the state after every epoch.
+
     Raises:
         NonFiniteError: if a loss or gradient is NaN or infinite, before the weights are touched.
     """
@@ -103,39 +113,21 @@ def fit(
 
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network, optimizer = fabric.setup(model, make_optimizer(model, config))
-    loaders = {name: p.train for name, p in problems.items()}
-    per_epoch = steps_per_epoch(loaders, config.sampling)
+    session = _Session(fabric, network, optimizer, model, problems, config, cursor, penalty)
     state = resume or TrainingState.fresh(problems)
     state.load_into(model, optimizer)
-    monitor.begin(list(problems), epochs, per_epoch, state.epoch)
-    for epoch in range(state.epoch, epochs):
+    monitor.begin(list(problems), config.epochs, session.per_epoch, state.epoch)
+    for epoch in range(state.epoch, config.epochs):
         if config.patience is not None and epoch - state.best_epoch > config.patience:
             break
         began = time.perf_counter()
         seed_torch(seed, "stage", cursor, "epoch", epoch)
-        draw = generator(seed, "stage", cursor, "epoch", epoch)
-        totals: dict[str, list[float]] = {name: [] for name in (*problems, "auxiliary")}
-        model.train()
-        for i, batches in enumerate(steps(loaders, config.sampling, config.temperature, draw)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, epoch * per_epoch + i, epochs * per_epoch)
-            optimizer.zero_grad(set_to_none=True)
-            losses = [
-                _loss(network, problems[b.task], fabric.to_device(b), cursor, config, totals)
-                for b in (_thin(b, config) for b in batches)
-            ]
-            loss = torch.stack(losses).sum()
-            fabric.backward(loss if penalty is None else loss + penalty(model))
-            limit = math.inf if config.clip is None else config.clip
-            norm = fabric.clip_gradients(network, optimizer, max_norm=limit, error_if_nonfinite=False)
-            _refuse_gradient(norm, batches, epoch)
-            optimizer.step()
-            monitor.step()
+        train = session.epoch(epoch, generator(seed, "stage", cursor, "epoch", epoch), monitor)
         val = {name: validate(model, p, cursor) for name, p in problems.items()}
         record = {
             "epoch": epoch,
             "lr": optimizer.param_groups[0]["lr"],
-            "train": {name: float(np.mean(v)) if v else None for name, v in totals.items()},
+            "train": train,
             "val": val,
             "seconds": time.perf_counter() - began,
         }
@@ -148,6 +140,53 @@ def fit(
         state.load_best(model)
     best = state.best_epoch if config.select != "last" else state.epoch - 1
     return Fitted(state.history, best, state.per_task)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What the epochs of one stage share."""
+
+    fabric: Any
+    network: Any
+    optimizer: Any
+    model: Flame
+    problems: Mapping[str, Problem]
+    config: TrainConfig
+    cursor: int
+    penalty: Callable[[Flame], Tensor] | None
+
+    @property
+    def loaders(self) -> dict[str, Loader]:
+        return {name: problem.train for name, problem in self.problems.items()}
+
+    @property
+    def per_epoch(self) -> int:
+        return steps_per_epoch(self.loaders, self.config.sampling)
+
+    def epoch(self, epoch: int, draw: np.random.Generator, monitor: Monitor) -> dict[str, float | None]:
+        """One pass over the schedule; mean loss per task, and of the auxiliary losses."""
+        config, per_epoch = self.config, self.per_epoch
+        totals: dict[str, list[float]] = {name: [] for name in (*self.problems, "auxiliary")}
+        self.model.train()
+        for i, batches in enumerate(steps(self.loaders, config.sampling, config.temperature, draw)):
+            rate = learning_rate(config, epoch * per_epoch + i, config.epochs * per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._step(batches, epoch, totals)
+            monitor.step()
+        return {name: float(np.mean(values)) if values else None for name, values in totals.items()}
+
+    def _step(self, batches: list[FlexiBatch], epoch: int, totals: dict[str, list[float]]) -> None:
+        """One update from one batch of each of some tasks; nothing is changed if anything is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        ready = [self.fabric.to_device(_thin(batch, self.config)) for batch in batches]
+        losses = [_loss(self.network, self.problems[b.task], b, self.cursor, self.config, totals) for b in ready]
+        loss = torch.stack(losses).sum()
+        self.fabric.backward(loss if self.penalty is None else loss + self.penalty(self.model))
+        limit = math.inf if self.config.clip is None else self.config.clip
+        norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        _refuse_gradient(norm, batches, epoch)
+        self.optimizer.step()
 
 
 def _thin(batch: FlexiBatch, config: TrainConfig) -> FlexiBatch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import nn
 
 from flame_moe.batch import ModalityBatch
@@ -9,7 +11,7 @@ from flame_moe.nn.moe import Sequences
 from flame_moe.schema import Modality, ModelConfig
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Base of the encoders. Every linear map in them is a `StackedMatrix`.
 
     Args:
@@ -22,6 +24,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.modality = modality
 
+    @abstractmethod
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         """Encode (n, L, C) to Sequences (n, T, d); masks padding and cells that were not observed."""
-        raise NotImplementedError
