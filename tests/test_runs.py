@@ -365,3 +365,20 @@ def test_a_scored_sample_does_not_need_the_store_it_was_learned_on(
 def test_a_recorder_resumes_with_every_row(finished: Run) -> None:
     again = Recorder.resume(finished.results, {})
     assert clean(again.results())["evaluations"] == clean(finished.results)["evaluations"]
+
+
+def test_a_run_that_fails_before_its_first_stage_does_not_cost_the_old_one(tiny_store: Store, tmp_path: Path) -> None:
+    class Stop(Monitor):
+        def step(self) -> None:
+            raise KeyboardInterrupt
+
+    plan = recipe((("death",),), train={"epochs": 1})
+    run(plan, tmp_path / "run", store=tiny_store)
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "run", store=tiny_store, overwrite=True, monitor=Stop())
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    run(plan, tmp_path / "run", store=tiny_store, overwrite=True)
+    assert (tmp_path / "run" / "results.json").read_bytes() != before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]

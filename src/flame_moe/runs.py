@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def run(
         store: the samples; default the recipe's own.
         monitor: who is told of progress.
         resume: go on with a run that was cut off; it ends with the same weights as if it had not been.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there, once the first stage of the new one is complete.
 
     Raises:
         FlameError: before anything is written, if recipe, store and folder do not fit together.
@@ -136,8 +137,11 @@ def run(
     store = open_store(recipe, store)
     check(recipe, store)
     recipe = at_store(recipe, store)
-    if overwrite and not resume and out.exists():
-        shutil.rmtree(out)
+    with _set_aside(out) if overwrite and not resume else nullcontext():
+        return _run(recipe, out, store, monitor)
+
+
+def _run(recipe: Recipe, out: Path, store: Store, monitor: Monitor | None) -> Run:
     learner, recorder = _begin(recipe, out)
     recorder.data = recorder.data or data_summary(store)
     recorder.stores = dict.fromkeys([name for stage in recipe.stages for name in stage.tasks], store)
@@ -203,6 +207,26 @@ def _refuse(out: Path, *, resume: bool, overwrite: bool) -> None:
     if overwrite and not resume and others:
         mend = "Move it away, or give another folder."
         raise DataError(f"the run folder holds '{others[0]}', which is no part of the run", where=str(out), mend=mend)
+
+
+@contextmanager
+def _set_aside(out: Path) -> Iterator[None]:
+    """Move an old run out of the way; it comes back if the new one ends before its first stage is complete."""
+    if not out.exists():
+        yield
+        return
+    old = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    try:
+        yield
+    except BaseException:
+        if not (out / MODEL).exists():
+            shutil.rmtree(out, ignore_errors=True)
+            old.rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _others(out: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flame_moe.batch import FlexiBatch
+from flame_moe.data.loader import to_device
 from flame_moe.nn.model import Flame
 
 
@@ -37,11 +38,11 @@ def fingerprints(model: Flame, batches: Iterable[FlexiBatch], cursor: int) -> li
         cursor: the task's cursor.
     """
     sums: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            for b, routed in enumerate(model(batch, cursor).routing):
+            for b, routed in enumerate(model(to_device(batch, device), cursor).routing):
                 for name, routing in routed.items():
                     gates = routing.sparse()
                     chosen = torch.zeros_like(gates).scatter(1, routing.chosen, 1.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flame_moe.batch import FlexiBatch, drop_cells, drop_modalities
-from flame_moe.data.loader import Loader
+from flame_moe.data.loader import Loader, to_device
 from flame_moe.data.sampling import steps, steps_per_epoch
 from flame_moe.errors import NonFiniteError
 from flame_moe.nn.losses import task_loss
@@ -241,11 +241,11 @@ def predict(
     logits: list[NDArray[np.float32]] = []
     targets: list[NDArray[np.float32]] = []
     ids: list[str] = []
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            logits.append(model(batch, cursor).logits.float().cpu().numpy())
+            logits.append(model(to_device(batch, device), cursor).logits.float().cpu().numpy())
             targets.append(batch.target.cpu().numpy())
             ids.extend(batch.ids)
     model.train(was_training)
