@@ -179,44 +179,36 @@ class _Session:
     def _step(self, batches: list[FlexiBatch], epoch: int, totals: dict[str, list[float]]) -> None:
         """One update from one batch of each of some tasks; nothing is changed if anything is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
-        ready = [self.fabric.to_device(_thin(batch, self.config)) for batch in batches]
-        losses = [_loss(self.network, self.problems[b.task], b, self.cursor, self.config, totals) for b in ready]
-        loss = torch.stack(losses).sum()
+        loss = torch.stack([self._loss(batch, totals) for batch in batches]).sum()
         self.fabric.backward(loss if self.penalty is None else loss + self.penalty(self.model))
         limit = math.inf if self.config.clip is None else self.config.clip
         norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         _refuse_gradient(norm, batches, epoch)
         self.optimizer.step()
 
+    def _loss(self, batch: FlexiBatch, totals: dict[str, list[float]]) -> Tensor:
+        """Weighted task loss plus auxiliary loss of one batch; stops on NaN or Inf, naming task and samples."""
+        problem = self.problems[batch.task]
+        ready = self.fabric.to_device(_thin(batch, self.config))
+        output = self.network(ready, self.cursor)
+        each = problem.losses(output.logits, ready.target, self.config.label_smoothing)
+        loss = each.mean()
+        if not bool(torch.isfinite(loss + output.aux)):
+            finite = torch.isfinite(each).tolist()
+            bad = [name for name, good in zip(batch.ids, finite, strict=True) if not good] or list(batch.ids)
+            raise NonFiniteError(
+                f"the loss is {(loss + output.aux).item()}; no weight was changed by it",
+                where=f"task '{batch.task}', samples {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}",
+                mend="Look at these samples' values, or lower train.lr.",
+            )
+        totals[batch.task].append(float(loss.detach()))
+        totals["auxiliary"].append(float(output.aux.detach()))
+        return problem.task.weight * loss + output.aux
+
 
 def _thin(batch: FlexiBatch, config: TrainConfig) -> FlexiBatch:
     """Hide modalities and cells at random, so that the model learns to do without them."""
     return drop_cells(drop_modalities(batch, config.modality_dropout), config.cell_dropout)
-
-
-def _loss(
-    network: Callable[[FlexiBatch, int], Any],
-    problem: Problem,
-    batch: FlexiBatch,
-    cursor: int,
-    config: TrainConfig,
-    totals: dict[str, list[float]],
-) -> Tensor:
-    """Weighted task loss plus auxiliary loss of one batch; stops on NaN or Inf, naming task and samples."""
-    output = network(batch, cursor)
-    each = problem.losses(output.logits, batch.target, config.label_smoothing)
-    loss = each.mean()
-    if not bool(torch.isfinite(loss + output.aux)):
-        finite = torch.isfinite(each).tolist()
-        bad = [name for name, good in zip(batch.ids, finite, strict=True) if not good] or list(batch.ids)
-        raise NonFiniteError(
-            f"the loss is {(loss + output.aux).item()}; no weight was changed by it",
-            where=f"task '{batch.task}', samples {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}",
-            mend="Look at these samples' values, or lower train.lr.",
-        )
-    totals[batch.task].append(float(loss.detach()))
-    totals["auxiliary"].append(float(output.aux.detach()))
-    return problem.task.weight * loss + output.aux
 
 
 def _refuse_gradient(norm: Tensor | None, batches: list[FlexiBatch], epoch: int) -> None:
