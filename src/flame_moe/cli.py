@@ -97,7 +97,7 @@ def demo(
     \b
     Examples:
       flame demo
-      flame demo /tmp/demo --seed 1
+      flame demo runs/other --seed 1
 
     Makes OUT/store and OUT/run; a run of an earlier demo there is replaced.
     """
