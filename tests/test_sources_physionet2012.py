@@ -382,11 +382,8 @@ def test_any_readable_record_gives_a_plausible_grid_and_a_finite_summary(rows: l
 
 
 @pytest.fixture(scope="module")
-def published() -> Path:
-    raw = Path(__file__).parents[2] / "shared" / "data" / "physionet2012"
-    if not raw.is_dir():
-        pytest.skip("the PhysioNet 2012 data is not there")
-    return raw
+def published(shared_data: Path) -> Path:
+    return shared_data / "physionet2012"
 
 
 @pytest.mark.parametrize(

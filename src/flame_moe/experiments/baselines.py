@@ -28,7 +28,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types; comes with scikit-learn
+from threadpoolctl import threadpool_limits
 
 from flame_moe.data.statistics import STATISTICS, series_statistics
 from flame_moe.data.store import Ragged, Store

@@ -185,6 +185,7 @@ class StackedMatrix(Growable):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
         self._cache.clear()
+        # PyTorch's hook for moving and casting has no annotations; the cached sums must not outlive a move.
         return cast(StackedMatrix, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
