@@ -75,7 +75,7 @@ def test_every_source_keeps_the_interface(name: str) -> None:
     assert isinstance(source, Source)
     assert source.name == name
     options = source.options()
-    modalities, tasks = source.describe(options)
+    modalities, tasks = source.describe(None, options)
     known = {m.name for m in modalities}
     assert all(set(t.modalities) <= known for t in tasks)
     assert sum(source.split(options).fractions) == pytest.approx(1.0)

@@ -26,6 +26,7 @@ from flame_moe.data.sources._physionet2012_summary import (
 )
 from flame_moe.data.sources._physionet2012_tables import DESCRIPTORS, INDEX, SLIPS, VARIABLES
 from flame_moe.data.sources.physionet2012 import SOURCE, Physionet2012Options
+from flame_moe.data.work import Work
 from flame_moe.errors import DataError, FlameError
 
 HEAD = (
@@ -51,7 +52,7 @@ def raw_folder(root: Path, records: dict[int, str], outcomes: str | None = None)
 
 def read(raw: Path | None, funnel: Funnel | None = None, **options: object) -> list[Sample]:
     settings = Physionet2012Options.parse({"sets": ["a"], **options}, where="test")
-    return list(SOURCE.read(raw, settings, Funnel() if funnel is None else funnel))
+    return list(SOURCE.read(raw, settings, Funnel() if funnel is None else funnel, Work(".steps")))
 
 
 def cleaned(lines: str) -> tuple[dict[str, list[float]], Counter[str]]:
@@ -96,8 +97,8 @@ def test_a_record_becomes_series_tables_and_labels_in_natural_units(tmp_path: Pa
 def test_samples_fit_what_the_source_describes(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, {1: record_text(), 2: record_text("01:00,K,4\n", 2)}, "1,3,4,5,-1,1\n2,3,4,5,-1,0\n")
     options = Physionet2012Options(sets=("a",), by_unit=True)
-    modalities, tasks = SOURCE.describe(options)
-    for sample in SOURCE.read(raw, options, Funnel()):
+    modalities, tasks = SOURCE.describe(None, options)
+    for sample in SOURCE.read(raw, options, Funnel(), Work(".steps")):
         check_sample(sample, {m.name: m for m in modalities}, {t.name: t for t in tasks})
         assert "mortality_medical" in sample.targets
         assert "mortality_surgical" not in sample.targets
@@ -156,7 +157,7 @@ def test_a_record_without_series_is_dropped_and_counted(tmp_path: Path) -> None:
 def test_the_summary_can_be_left_out(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, {1: record_text()})
     assert "summary" not in read(raw, summary=False)[0].modalities
-    _, tasks = SOURCE.describe(Physionet2012Options(summary=False))
+    _, tasks = SOURCE.describe(None, Physionet2012Options(summary=False))
     assert all("summary" not in task.modalities for task in tasks)
 
 
@@ -313,7 +314,7 @@ def test_an_unknown_set_or_option_is_refused() -> None:
 def test_summary_has_one_value_per_described_column() -> None:
     names = [name for name, _ in summary_columns()]
     assert len(set(names)) == len(names)
-    modalities, _ = SOURCE.describe(Physionet2012Options())
+    modalities, _ = SOURCE.describe(None, Physionet2012Options())
     assert next(m for m in modalities if m.name == "summary").channels == tuple(names)
 
 
@@ -402,7 +403,8 @@ def test_the_funnel_counts_what_is_known_of_the_published_set(
     repeats: int,
 ) -> None:
     funnel = Funnel()
-    n = sum(1 for _ in SOURCE.read(published, Physionet2012Options(sets=(letter,), summary=False), funnel))
+    options = Physionet2012Options(sets=(letter,), summary=False)
+    n = sum(1 for _ in SOURCE.read(published, options, funnel, Work(".steps")))
     assert (funnel.steps[0].after, funnel.remaining, n) == (found, found - empty, found - empty)
     assert funnel.counts["In-hospital_death is 1, of all records found"] == deaths
     assert funnel.counts["Length_of_stay missing (-1), no label"] == no_los

@@ -6,7 +6,7 @@ Shape suffixes: B samples in the batch, n of them that have the modality, L step
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ class Observation(NamedTuple):
     """One modality of one sample, as numpy arrays in natural units.
 
     Attributes:
-        values: (L, C) float32, L >= 1; cells that are not observed hold anything.
+        values: (L, C) float32, L >= 1; cells that are not observed hold anything. Codes are int32, images uint8.
         times: (L,) float32, non-decreasing, >= 0, or None for modalities without times.
         observed: (L, C) bool, or None where every cell is observed.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     times: NDArray[np.float32] | None = None
     observed: NDArray[np.bool_] | None = None
 
@@ -38,12 +38,14 @@ class Sample(NamedTuple):
         subject: the person; splits are by subject.
         modalities: modality name -> Observation; an absent modality has no entry.
         targets: task name -> (target_width,) float32; an absent label has no entry.
+        split: train, val or test where the source fixes it; then every sample of the source needs one.
     """
 
     id: str
     subject: str
     modalities: Mapping[str, Observation]
     targets: Mapping[str, NDArray[np.float32]]
+    split: str | None = None
 
 
 class ModalityBatch(NamedTuple):

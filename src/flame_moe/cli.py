@@ -106,7 +106,7 @@ def demo(
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="digits, clinic or physionet2012.")],
+    source: Annotated[str, typer.Argument(help="Name of a source, e.g. physionet2012.")],
     places: Annotated[list[Path], typer.Argument(metavar="[RAW_DIR] STORE_DIR", help="Raw data; the new store.")],
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the source. Repeatable.")
@@ -131,8 +131,8 @@ def prepare(
         raise typer.BadParameter("give at most two folders: the raw data and the new store")
     raw = places[0] if len(places) == 2 and str(places[0]) != "-" else None
     options = dict(parse_assignment(text) for text in option or ())
-    with waiting(_errors(), f"reading {source}"):
-        store = prepare_store(source, raw, places[-1], options=options, overwrite=overwrite)
+    with waiting(_errors(), f"reading {source}") as say:
+        store = prepare_store(source, raw, places[-1], options=options, overwrite=overwrite, say=say)
     show_store(output(), store)
     typer.echo(f"Store: {places[-1]}")
 

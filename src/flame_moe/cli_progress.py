@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
 from types import TracebackType
@@ -74,12 +74,16 @@ class Bar(Monitor):
 
 
 @contextmanager
-def waiting(console: Console, text: str) -> Iterator[None]:
-    """A spinner with the time that has passed, for work whose length is not known beforehand."""
+def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with the time that has passed, for work whose length is not known beforehand.
+
+    Yields:
+        A function that says in words what is being done now.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(text, total=None)
-        yield
+        line = progress.add_task(text, total=None)
+        yield lambda what: progress.update(line, description=f"{text}: {what}")
 
 
 def _score(val: dict[str, dict[str, float]]) -> float:

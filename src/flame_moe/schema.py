@@ -5,6 +5,7 @@ Frozen, keyword-only, validated with a sentence; an unknown key is an error that
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -15,7 +16,8 @@ from flame_moe.errors import RecipeError, nearest
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-ModalityKind = Literal["series", "timed", "patches", "table"]
+ModalityKind = Literal["series", "timed", "patches", "table", "codes", "image", "waveform"]
+Storage = Literal["<f4", "<i4", "|u1"]
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 Preset = Literal["residual", "paper", "reference", "no_moe", "dense", "shared_router"]
 SPLITS: tuple[str, ...] = ("train", "val", "test")
@@ -49,10 +51,22 @@ class Modality(Description):
     Kinds:
         series: values (L, C) at irregular times (L,), each cell observed or not (vital signs, laboratory values).
         timed: whole vectors (L, C) at times (L,) (embeddings of notes, images, waveforms).
-        patches: an ordered sequence of vectors (L, C) without times (image patches, strokes, codes).
+        patches: an ordered sequence of vectors (L, C) without times (image patches, strokes, blocks of a volume).
         table: one vector (1, C), each cell observed or not.
+        codes: events (L, 2) at times (L,): the number of the event's type and `flame_moe.data.codes.code_id` of its
+            code; whole numbers.
+        image: pictures (L, H W channels) at times (L,), 0..255, of the size that `shape` says.
+        waveform: evenly sampled signals (L, C), thousands of steps without times (an electrocardiogram).
 
     Times are hours since the sample's origin divided by its window, so 0..1 for every modality.
+
+    Attributes:
+        channels, units: names and units of the features, where they have any.
+        scaling: how values are made comparable, fitted on the training split; codes and images have their own.
+        types: of codes: the names of the event types; an event's type is a position in this list.
+        vocabulary: of codes: how many different codes get an embedding of their own, the most frequent of training.
+        shape: of images: (H, W, channels).
+        rate: of waveforms: samples per second.
     """
 
     name: Name
@@ -61,7 +75,20 @@ class Modality(Description):
     channels: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     scaling: Literal["standard", "quantile", "none"] = "standard"
+    types: tuple[str, ...] = ()
+    vocabulary: Annotated[int, Field(ge=1)] = 4096
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    rate: Annotated[float, Field(gt=0)] | None = None
     description: str = ""
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if self.kind == "codes" and (self.features != 2 or not self.types):
+            raise ValueError(f"modality '{self.name}' holds codes: it needs features = 2 and the names of its types")
+        if self.kind == "image" and (len(self.shape) != 3 or math.prod(self.shape) != self.features):
+            what = f"features = height * width * channels, not {self.features} with shape {self.shape}"
+            raise ValueError(f"modality '{self.name}' holds images: it needs {what}")
+        return self
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -74,11 +101,16 @@ class Modality(Description):
 
     @property
     def has_times(self) -> bool:
-        return self.kind in ("series", "timed")
+        return self.kind in ("series", "timed", "codes", "image")
 
     @property
     def has_observed(self) -> bool:
         return self.kind in ("series", "table")
+
+    @property
+    def storage(self) -> Storage:
+        """How a value lies on the disk: little-endian numpy type."""
+        return "<i4" if self.kind == "codes" else "|u1" if self.kind == "image" else "<f4"
 
 
 class Task(Description):

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from flame_moe.batch import Observation, Sample
 from flame_moe.errors import DataError, nearest
-from flame_moe.schema import Modality, Task
+from flame_moe.schema import SPLITS, Modality, Task
 
 Array = NDArray[Any]
 
 
 def check_sample(sample: Sample, modalities: Mapping[str, Modality], tasks: Mapping[str, Task]) -> Sample:
-    """The sample in storage form: float32, flags where the modality has them, zero where not observed.
+    """The sample in storage form: numbers as they are stored, flags where the modality has them, 0 where not observed.
 
     Raises:
         DataError: if it is not a sample of these modalities and tasks.
@@ -40,7 +40,9 @@ def check_sample(sample: Sample, modalities: Mapping[str, Modality], tasks: Mapp
         if name not in tasks:
             raise DataError(f"unknown task '{name}'", where=where, mend=nearest(name, tasks))
         targets[name] = check_target(target, tasks[name], f"{where}, task '{name}'")
-    return Sample(sample.id, sample.subject, stored, targets)
+    if sample.split is not None and sample.split not in SPLITS:
+        raise DataError(f"unknown split '{sample.split}'", where=where, mend=nearest(sample.split, SPLITS))
+    return Sample(sample.id, sample.subject, stored, targets, sample.split)
 
 
 def check_observation(observation: Observation, modality: Modality, where: str) -> Observation:
@@ -49,7 +51,7 @@ def check_observation(observation: Observation, modality: Modality, where: str) 
     Raises:
         DataError: if shapes, types, times or values do not fit the modality.
     """
-    values = _numbers(observation.values, "values", where)
+    values = _stored(observation.values, modality, where)
     if values.ndim != 2 or values.shape[1] != modality.features:
         raise DataError(
             f"values have shape {values.shape}, not (steps, {modality.features})",
@@ -63,13 +65,31 @@ def check_observation(observation: Observation, modality: Modality, where: str) 
             f"a table has one row, not {len(values)}", where=where, mend="Use kind 'patches' for sequences."
         )
     observed = _observed(observation.observed, modality, values.shape, where)
-    kept = values if observed is None else np.where(observed, values, np.float32(0.0))
+    kept = values if observed is None else np.where(observed, values, values.dtype.type(0))
     if not np.isfinite(kept).all():
         row, column = np.argwhere(~np.isfinite(kept))[0]
         channel = f" ('{modality.channels[column]}')" if modality.channels else ""
         mend = "Mark the cell as not observed." if modality.has_observed else "Give a finite value, or leave it out."
         raise DataError(f"value {kept[row, column]} at step {row}, feature {column}{channel}", where=where, mend=mend)
     return Observation(kept, _times(observation.times, modality, len(values), where), observed)
+
+
+def _stored(data: Any, modality: Modality, where: str) -> Array:
+    """Values in the modality's storage type; codes and pixels that are no whole numbers in range are refused."""
+    if modality.storage == "<f4":
+        return _numbers(data, "values", where)
+    array = np.asarray(data)
+    if array.dtype.kind not in "iu":
+        what = "codes" if modality.kind == "codes" else "pixels"
+        raise DataError(f"{what} of type {array.dtype} are no whole numbers", where=where, mend="Give integers.")
+    low, high = (0, 255) if modality.kind == "image" else (0, 2**31 - 1)
+    if array.size and (array.min() < low or array.max() > high):
+        bad = array.min() if array.min() < low else array.max()
+        raise DataError(f"the value {bad} is not in {low} to {high}", where=where)
+    if modality.kind == "codes" and array.ndim == 2 and array.size and array[:, 0].max() >= len(modality.types):
+        what = f"event type {array[:, 0].max()}, but there are {len(modality.types)}"
+        raise DataError(what, where=where, mend=f"Number them as in {', '.join(modality.types)}, from 0.")
+    return array.astype(modality.storage)
 
 
 def check_target(target: Array, task: Task, where: str) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
     manifest.json                    what is inside: descriptions, funnel, splits, labels, statistics, files and hashes
     samples.arrow                    id, subject, split of every sample
     modalities/<name>/offsets.bin    (n + 1,) int64; sample i owns steps offsets[i]:offsets[i + 1], none = absent
-    modalities/<name>/values.bin     (steps, features) float32
+    modalities/<name>/values.bin     (steps, features) float32; int32 for codes, uint8 for images
     modalities/<name>/times.bin      (steps,) float32, if the modality has times
     modalities/<name>/observed.bin   (steps, features) bool, if the modality has flags
     tasks/<name>/target.bin          (n, target_width) float32, NaN = no label
@@ -59,7 +59,7 @@ def layout(modalities: Iterable[Modality], tasks: Iterable[Task]) -> dict[str, C
     for m in modalities:
         folder = f"modalities/{m.name}"
         files[f"{folder}/offsets.bin"] = Column("<i8", (), 1)
-        files[f"{folder}/values.bin"] = Column("<f4", (m.features,), None)
+        files[f"{folder}/values.bin"] = Column(m.storage, (m.features,), None)
         if m.has_times:
             files[f"{folder}/times.bin"] = Column("<f4", (), None)
         if m.has_observed:

@@ -11,6 +11,7 @@ from flame_moe.data.publish import refuse_existing
 from flame_moe.data.sources import get_source
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
+from flame_moe.data.work import Say, Work
 from flame_moe.data.writer import StoreWriter
 from flame_moe.errors import DataError
 
@@ -25,6 +26,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     require_labels: bool = True,
+    say: Say | None = None,
 ) -> Store:
     """Read a source and write its samples to a new store.
 
@@ -36,6 +38,9 @@ def prepare(
         overwrite: replace a store that is already there, once the new one is complete.
         require_labels: False prepares new records for scoring: labels may be missing, and all of them are test
             samples.
+        say: told in words what is being read.
+
+    Steps that take long are kept beside `out` until the store stands, so that a call after a crash goes on from them.
 
     Raises:
         RecipeError: if an option is unknown or out of range.
@@ -57,12 +62,17 @@ def prepare(
     if folder is not None and not folder.exists():
         raise DataError("there are no raw data", where=str(folder), mend="Check the path.")
     refuse_existing(Path(out), overwrite=overwrite)
-    modalities, tasks = source.describe(chosen)
+    modalities, tasks = source.describe(folder, chosen)
     funnel = Funnel()
+    work = Work(Path(out).with_name(f".{Path(out).name}.steps"), say)
     writer = StoreWriter(
         out, source=source_name, options=chosen.plain(), modalities=modalities, tasks=tasks, overwrite=overwrite
     )
     with writer:
-        for sample in source.read(folder, chosen, funnel):
+        for sample in source.read(folder, chosen, funnel, work):
             writer.add(sample)
-        return writer.finish(source.split(chosen) if require_labels else "test", funnel, require_labels=require_labels)
+        split = source.split(chosen) if require_labels else "test"
+        inputs = {} if folder is None else work.inputs(folder)
+        store = writer.finish(split, funnel, require_labels=require_labels, inputs=inputs)
+    work.clear()
+    return store

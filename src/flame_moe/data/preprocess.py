@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flame_moe.data.labels import class_counts
-from flame_moe.data.scaling import Identity, Quantile, Scaler, Standard, parse_scaler
+from flame_moe.data.scaling import Identity, Pixels, Quantile, Scaler, Standard, Vocabulary, parse_scaler
 from flame_moe.data.store import Store
 from flame_moe.errors import DataError, StoreError, nearest
 from flame_moe.schema import Modality, Task
@@ -61,9 +61,7 @@ class Preprocessor:
             raise StoreError("the store has no training split, so no statistics", where=str(store.path), mend=mend)
         return cls.parse(store.manifest["statistics"], where=str(store.path))
 
-    def apply(
-        self, modality: str, values: NDArray[np.float32], observed: NDArray[np.bool_] | None
-    ) -> NDArray[np.float32]:
+    def apply(self, modality: str, values: NDArray[Any], observed: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         """Scale packed steps (S, C); 0 where not observed.
 
         Raises:
@@ -124,15 +122,19 @@ class Preprocessor:
 
 
 def _fit_scaler(store: Store, modality: Modality, indices: NDArray[np.int64]) -> Scaler:
+    chunks = _chunks(store, modality.name, indices)
+    if modality.kind == "codes":
+        return Vocabulary.fit(chunks, modality.vocabulary)
+    if modality.kind == "image":
+        return Pixels.fit(chunks)
     if modality.scaling == "none":
         return Identity()
-    kind = Standard if modality.scaling == "standard" else Quantile
-    return kind.fit(_chunks(store, modality.name, indices), modality.features)
+    return (Standard if modality.scaling == "standard" else Quantile).fit(chunks, modality.features)
 
 
 def _chunks(
     store: Store, modality: str, indices: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_] | None]]:
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
     """Pieces of about 4 million cells, so that memory does not grow with the number or the length of samples."""
     cells = np.cumsum(store.lengths(modality, indices)) * store.modalities[modality].features
     for piece in np.split(indices, np.flatnonzero(np.diff(cells // CELLS)) + 1):

@@ -5,6 +5,7 @@ Shapes: S steps packed end to end, C channels. Every scaler gives float32 and 0 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from flame_moe.data.codes import UNKNOWN
+
 Floats = NDArray[np.float64]
-Values = NDArray[np.float32]
+Values = NDArray[Any]
 Flags = NDArray[np.bool_]
 Chunks = Iterable[tuple[Values, Flags | None]]
 
@@ -153,10 +156,69 @@ class Quantile:
         }
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """(x - mean) / scale with one mean and deviation over all training pixels, so that contrasts stay comparable."""
+
+    mean: float
+    scale: float
+
+    @classmethod
+    def fit(cls, chunks: Chunks) -> Pixels:
+        """From the histogram of the 256 grey values: exact, whatever the number of pixels."""
+        counts = np.zeros(256)
+        for values, _ in chunks:
+            counts += np.bincount(np.asarray(values, dtype=np.uint8).ravel(), minlength=256)
+        grey, total = np.arange(256.0), max(counts.sum(), 1.0)
+        mean = float((counts * grey).sum() / total)
+        std = float(np.sqrt((counts * (grey - mean) ** 2).sum() / total))
+        return cls(mean, std if std > 0 else 1.0)
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        return (values.astype(np.float32) - np.float32(self.mean)) * np.float32(1.0 / self.scale)
+
+    def plain(self) -> dict[str, Any]:
+        return {"scaling": "pixels", "mean": self.mean, "scale": self.scale}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Codes to rows of an embedding: the most frequent training codes get a row each, from 1; all others share row 0.
+
+    Attributes:
+        codes: ascending `code_id` numbers that have a row; code i of this list has row i + 1.
+    """
+
+    codes: NDArray[np.int64]
+
+    @classmethod
+    def fit(cls, chunks: Chunks, size: int) -> Vocabulary:
+        """Keep the `size` most frequent codes; ties go to the smaller number."""
+        counts: Counter[int] = Counter()
+        for values, _ in chunks:
+            found, times = np.unique(values[:, 1], return_counts=True)
+            counts.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
+        kept = sorted(counts, key=lambda code: (-counts[code], code))[:size]
+        return cls(np.array(sorted(kept), dtype=np.int64))
+
+    def apply(self, values: Values, observed: Flags | None) -> Values:
+        """(S, 2) float32: the event type as it is, and the row of its code."""
+        place = np.searchsorted(self.codes, values[:, 1])
+        known = np.isin(values[:, 1], self.codes)
+        return np.stack([values[:, 0], np.where(known, place + 1, UNKNOWN)], axis=1).astype(np.float32)
+
+    def plain(self) -> dict[str, Any]:
+        return {"scaling": "vocabulary", "codes": self.codes.tolist()}
+
+
 def parse_scaler(data: dict[str, Any]) -> Scaler:
     """Read back what `plain` wrote; raises KeyError, TypeError or ValueError on anything else."""
     if data["scaling"] == "none":
         return Identity()
+    if data["scaling"] == "pixels":
+        return Pixels(float(data["mean"]), float(data["scale"]))
+    if data["scaling"] == "vocabulary":
+        return Vocabulary(np.array(data["codes"], dtype=np.int64))
     if data["scaling"] == "standard":
         return Standard(np.array(data["mean"], dtype=np.float64), np.array(data["scale"], dtype=np.float64))
     if data["scaling"] == "quantile":

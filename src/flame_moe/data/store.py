@@ -27,14 +27,14 @@ class Ragged(NamedTuple):
 
     Attributes:
         rows: (k,) int64, ascending positions, within what was asked for, of the samples that have the modality.
-        values: (steps, C) float32, steps of the k samples one after the other.
+        values: (steps, C) as stored (`Modality.storage`), steps of the k samples one after the other.
         observed: (steps, C) bool or None.
         times: (steps,) float32 or None.
         lengths: (k,) int64, each >= 1.
     """
 
     rows: NDArray[np.int64]
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     observed: NDArray[np.bool_] | None
     times: NDArray[np.float32] | None
     lengths: NDArray[np.int64]

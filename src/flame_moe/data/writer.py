@@ -79,6 +79,7 @@ class StoreWriter:
         self._files: dict[str, ColumnFile] = {}
         self._ids: dict[str, None] = {}
         self._subjects: list[str] = []
+        self._given: dict[str, str | None] = {}
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
@@ -109,6 +110,9 @@ class StoreWriter:
         checked = check_sample(sample, self._modalities, self._tasks)
         if checked.id in self._ids:
             raise DataError("two samples have the same id", where=f"sample '{checked.id}'", mend="Make ids unique.")
+        if self._given.setdefault(checked.subject, checked.split) != checked.split:
+            what = f"subject '{checked.subject}' is in split {checked.split} here and in another before"
+            raise DataError(what, where=f"sample '{checked.id}'", mend="A subject belongs to one split.")
         for name in self._modalities:
             folder, part = f"modalities/{name}", checked.modalities.get(name)
             if part is not None:
@@ -126,13 +130,22 @@ class StoreWriter:
         self._ids[checked.id] = None
         self._subjects.append(checked.subject)
 
-    def finish(self, split: SplitRule, funnel: Funnel, *, require_labels: bool = True) -> Store:
+    def finish(
+        self,
+        split: SplitRule,
+        funnel: Funnel,
+        *,
+        require_labels: bool = True,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Store:
         """Split by subject, check the labels, fit the statistics on the training split, and publish the store.
 
         Args:
-            split: fractions and seed, or subject -> split, or one split for all samples.
+            split: fractions and seed, or subject -> split, or one split for all samples. Where the samples themselves
+                say theirs, fractions do not matter.
             funnel: how the samples came about.
             require_labels: refuse tasks that cannot be learned or scored; False for scoring new records.
+            inputs: raw file -> bytes and SHA-256, for the manifest.
 
         Raises:
             DataError: if there are no samples, or a task has no labels in a split, or constant training labels.
@@ -141,6 +154,8 @@ class StoreWriter:
             raise StoreError("the writer is not open", mend="Use it as a context manager.")
         if not self._ids:
             raise DataError("the source gave no sample", where=str(self.path), mend="See the cohort funnel.")
+        if isinstance(split, SplitSpec):
+            split = self._fixed() or split
         splits = assign(self._subjects, split)
         files = {name: file.finish() for name, file in self._files.items()}
         files[SAMPLES] = self._write_samples(self._folder, splits)
@@ -153,6 +168,7 @@ class StoreWriter:
             "funnel": funnel.plain(),
             "split": split.plain() if isinstance(split, SplitSpec) else "given",
             "samples": len(self._ids),
+            "inputs": dict(inputs or {}),
             "files": {name: record.plain() for name, record in files.items()},
         }
         draft = Store(self._folder, manifest)
@@ -166,6 +182,16 @@ class StoreWriter:
             publish(self._folder, self.path)
         self._folder = None
         return Store.open(self.path)
+
+    def _fixed(self) -> dict[str, str] | None:
+        """Subject -> split as the samples gave it, if any did."""
+        given = {subject: split for subject, split in self._given.items() if split is not None}
+        if not given:
+            return None
+        if len(given) < len(self._given):
+            lacking = next(subject for subject, split in self._given.items() if split is None)
+            raise DataError("a subject has no split, others have", where=f"subject '{lacking}'", mend="Give all one.")
+        return given
 
     def _write_samples(self, folder: Path, splits: NDArray[np.int8]) -> FileRecord:
         table = pa.table(

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from flame_moe.batch import Sample
 from flame_moe.data.funnel import Funnel
+from flame_moe.data.work import Work
 from flame_moe.schema import Description, Modality, Task
 
 Part = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -47,9 +48,11 @@ class Source(Generic[Options]):
         summary: one sentence for people.
         needs_raw: whether `read` needs a folder of raw data.
         options: the source's options, a description whose fields all have defaults.
-        describe: options -> the modalities and tasks of the store that is made with them.
-        read: (raw folder or None, options, funnel) -> samples, streamed; the funnel is complete once the stream is
-            exhausted. Samples without a label for some or all tasks are allowed: the entry is left out.
+        describe: (raw folder or None, options) -> the modalities and tasks of the store that is made with them; looks
+            at names and headers only.
+        read: (raw folder or None, options, funnel, work) -> samples, streamed; the funnel is complete once the stream
+            is exhausted, and `work` knows the raw files that were read. Samples without a label for some or all tasks
+            are allowed: the entry is left out.
         split: options -> how subjects are split.
     """
 
@@ -57,6 +60,6 @@ class Source(Generic[Options]):
     summary: str
     needs_raw: bool
     options: type[Options]
-    describe: Callable[[Options], tuple[tuple[Modality, ...], tuple[Task, ...]]]
-    read: Callable[[Path | None, Options, Funnel], Iterator[Sample]]
+    describe: Callable[[Path | None, Options], tuple[tuple[Modality, ...], tuple[Task, ...]]]
+    read: Callable[[Path | None, Options, Funnel, Work], Iterator[Sample]]
     split: Callable[[Options], SplitSpec]

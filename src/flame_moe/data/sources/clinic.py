@@ -29,6 +29,7 @@ from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources._clinic_tables import CHANNELS, COHORTS, LEVEL, SPREAD, VITALS, Cohort, Question, View
 from flame_moe.data.sources._clinic_truth import best_auroc, correlation, thresholds
 from flame_moe.data.sources.base import Part, Source, SplitSpec
+from flame_moe.data.work import Work
 from flame_moe.errors import nearest
 from flame_moe.schema import Description, Fraction, Modality, Name, Task
 
@@ -85,7 +86,7 @@ class ClinicOptions(Description):
         return dict(self.signal.get(task, question.signal))
 
 
-def describe(options: ClinicOptions) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
+def describe(raw: Path | None, options: ClinicOptions) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
     """Modalities and tasks of the chosen cohorts."""
     cohorts = [(name, COHORTS[name]) for name in options.cohorts]
     modalities = [_modality(m, view, options) for _, cohort in cohorts for m, view in cohort.views.items()]
@@ -118,7 +119,7 @@ def truth(options: ClinicOptions) -> dict[str, Any]:
     return {"tasks": tasks, "correlation": related, "sharing": options.sharing}
 
 
-def read(raw: Path | None, options: ClinicOptions, funnel: Funnel) -> Iterator[Sample]:
+def read(raw: Path | None, options: ClinicOptions, funnel: Funnel, work: Work) -> Iterator[Sample]:
     """Generate cohort after cohort, subject after subject."""
     funnel.start(options.samples * len(options.cohorts), "samples generated")
     for number, name in enumerate(COHORTS):

@@ -30,6 +30,7 @@ from sklearn.datasets import load_digits
 from flame_moe.batch import Observation, Sample
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import Source, SplitSpec
+from flame_moe.data.work import Work
 from flame_moe.schema import Description, Fraction, Modality, Task
 
 Image = NDArray[np.float32]
@@ -60,12 +61,12 @@ class DigitsOptions(Description):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def describe(options: DigitsOptions) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
+def describe(raw: Path | None, options: DigitsOptions) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
     """Five modalities and seven tasks."""
     return _MODALITIES, _TASKS
 
 
-def read(raw: Path | None, options: DigitsOptions, funnel: Funnel) -> Iterator[Sample]:
+def read(raw: Path | None, options: DigitsOptions, funnel: Funnel, work: Work) -> Iterator[Sample]:
     """The 1,797 digits, one sample each."""
     digits = load_digits()
     images, labels = digits.images.astype(np.float32), digits.target

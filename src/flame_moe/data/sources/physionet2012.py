@@ -33,6 +33,7 @@ from flame_moe.data.sources._physionet2012_records import locate, read_outcomes,
 from flame_moe.data.sources._physionet2012_summary import summarise, summary_columns
 from flame_moe.data.sources._physionet2012_tables import GROUPS, MISSING, UNITS_OF_CARE, VARIABLES, WINDOW_HOURS
 from flame_moe.data.sources.base import Source, SplitSpec
+from flame_moe.data.work import Work
 from flame_moe.errors import DataError
 from flame_moe.schema import Description, Modality, Task
 
@@ -64,7 +65,7 @@ class Physionet2012Options(Description):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def describe(options: Physionet2012Options) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
+def describe(raw: Path | None, options: Physionet2012Options) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
     """Three series, one or two tables; six tasks, or ten with `by_unit`."""
     modalities = [_series(group) for group in GROUPS]
     modalities.append(_table("static", _STATIC, "age, sex, height, weight and unit of care at admission"))
@@ -77,7 +78,7 @@ def describe(options: Physionet2012Options) -> tuple[tuple[Modality, ...], tuple
     return tuple(modalities), tuple(tasks)
 
 
-def read(raw: Path | None, options: Physionet2012Options, funnel: Funnel) -> Iterator[Sample]:
+def read(raw: Path | None, options: Physionet2012Options, funnel: Funnel, work: Work) -> Iterator[Sample]:
     """Stream the stays, one sample each, and count every rule and defect.
 
     Raises:
@@ -86,7 +87,10 @@ def read(raw: Path | None, options: Physionet2012Options, funnel: Funnel) -> Ite
     if raw is None:
         raise DataError("this source needs raw data", mend="Give the folder that holds set-a and set-b.")
     places = locate(raw, options.sets)
-    outcomes = [{} if path is None else read_outcomes(path) for _, path in places]
+    outcomes = [{} if path is None else read_outcomes(work.note(path)) for _, path in places]
+    for place, _ in places:
+        if place.is_file():
+            work.note(place)
     tally: Counter[str] = Counter()
     seen: set[str] = set()
     found = kept = 0

@@ -1,0 +1,102 @@
+"""What a source may use while it reads: steps that are done once, a record of the files it read, a voice for progress.
+
+Reading a large release takes minutes per table. Each table is a step: its result is a Parquet file that is written
+under a temporary name, synced and renamed, so a finished step is not redone after a crash and a half-written one is
+never read. The file's name holds a digest of everything it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from flame_moe.data.publish import sibling
+from flame_moe.data.tables import explain
+from flame_moe.files import sha256, sync_folder
+
+Say = Callable[[str], None]
+
+
+class Work:
+    """One reading of one source.
+
+    Args:
+        folder: where steps are kept; made when it is first needed.
+        say: told in words what is being done; default nobody.
+
+    Example:
+        lab = work.step("labevents", [path], {"window": 48}, lambda: frame)  # a LazyFrame, streamed to the disk
+        for row in lab.collect().iter_rows(named=True): ...
+    """
+
+    def __init__(self, folder: str | Path, say: Say | None = None) -> None:
+        self.folder = Path(folder)
+        self.say: Say = say if say is not None else _nobody
+        self._inputs: dict[Path, None] = {}
+
+    def step(
+        self, name: str, inputs: Iterable[Path], settings: Mapping[str, Any], make: Callable[[], pl.LazyFrame]
+    ) -> pl.LazyFrame:
+        """The result of `make`, streamed to a file once and read from it afterwards.
+
+        Args:
+            name: of the step, one word; also what is said.
+            inputs: files it reads; a change of size or time of one of them makes the step anew.
+            settings: whatever else it depends on, JSON-ready, the version of its own code included.
+            make: builds the lazy frame; only called if the step is not done.
+
+        Raises:
+            DataError: if the data cannot be read; nothing is left behind.
+        """
+        files = [self.note(path) for path in inputs]
+        done = self.folder / f"{name}-{_digest(name, files, settings)}.parquet"
+        if not done.exists():
+            self.say(name)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = sibling(done)
+            try:
+                with explain(", ".join(str(file) for file in files) or name):
+                    make().sink_parquet(part, compression="zstd", engine="streaming", maintain_order=False)
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+                part.replace(done)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            sync_folder(self.folder)
+        return pl.scan_parquet(done)
+
+    def note(self, path: Path) -> Path:
+        """Remember that a raw file was read, for the store's manifest; returns the path."""
+        self._inputs[path] = None
+        return path
+
+    def inputs(self, root: Path) -> dict[str, dict[str, Any]]:
+        """Bytes and SHA-256 of every file noted, by its path below `root`."""
+        found = {}
+        for path in self._inputs:
+            self.say(f"hashing {path.name}")
+            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+            found[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        return dict(sorted(found.items()))
+
+    def clear(self) -> None:
+        """Remove the steps: the store they were made for stands."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(name: str, files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    text = json.dumps([name, states, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _nobody(text: str) -> None:
+    """Nobody is told."""
