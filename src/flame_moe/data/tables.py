@@ -82,7 +82,7 @@ def scan_table(
         DataError: if the file is empty or damaged, no UTF-8, or lacks a column. Cells that are not of their type are
             found when the frame is collected: do it inside `explain`.
     """
-    names = _header(path)
+    names = column_names(path)
     known = {name.strip().lower(): name for name in names}
     lacking = [name for name in columns if name.lower() not in known and name not in optional]
     if lacking:
@@ -115,9 +115,7 @@ def explain(where: str) -> Iterator[None]:
             value, kind = failed["values"].split(",")[0].strip(' "'), _noun(failed["to"])
             what = f"'{value}' in column '{failed['column']}' is no {kind}"
             raise DataError(what, where=where, mend="Mend the cell, or leave it empty.") from None
-        if any(
-            word in text.lower() for word in ("gzip", "deflate", "end of file", "decompress", "truncated", "corrupt")
-        ):
+        if any(word in text.lower() for word in _DAMAGED):
             raise DataError("the file is damaged or cut off", where=where, mend="Fetch it again.") from None
         if "utf-8" in text.lower() or "utf8" in text.lower():
             mend = "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8."
@@ -131,8 +129,12 @@ def collect(frame: pl.LazyFrame, where: Path | str) -> pl.DataFrame:
         return frame.collect(engine="streaming")
 
 
-def _header(path: Path) -> list[str]:
-    """Names of the columns as written; refuses a file that is empty, damaged at its start or no text."""
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of a table, as written.
+
+    Raises:
+        DataError: if the file is empty, damaged at its start or no UTF-8 text.
+    """
     if path.suffix == ".parquet":
         with explain(str(path)):
             return list(pl.read_parquet_schema(path))
