@@ -11,8 +11,10 @@ from flame_moe.errors import DataError, nearest
 __all__ = ["Source", "SplitSpec", "get_source", "source_names"]
 
 _SOURCES: dict[str, str] = {
+    "alzheimer_csf": "flame_moe.data.sources.alzheimer_csf",
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
+    "oasis": "flame_moe.data.sources.oasis",
     "physionet2012": "flame_moe.data.sources.physionet2012",
     "physionet2019": "flame_moe.data.sources.physionet2019",
 }
