@@ -15,6 +15,7 @@ _SOURCES: dict[str, str] = {
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
     "oasis": "flame_moe.data.sources.oasis",
+    "meds": "flame_moe.data.sources.meds",
     "physionet2012": "flame_moe.data.sources.physionet2012",
     "physionet2019": "flame_moe.data.sources.physionet2019",
 }
