@@ -16,6 +16,7 @@ _SOURCES: dict[str, str] = {
     "digits": "flame_moe.data.sources.digits",
     "oasis": "flame_moe.data.sources.oasis",
     "meds": "flame_moe.data.sources.meds",
+    "embed": "flame_moe.data.sources.embed",
     "physionet2012": "flame_moe.data.sources.physionet2012",
     "physionet2019": "flame_moe.data.sources.physionet2019",
 }

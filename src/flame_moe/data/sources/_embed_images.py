@@ -1,0 +1,117 @@
+"""Where the pictures of EMBED come from: image files, or vectors that were made of them before."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from flame_moe.batch import Observation
+from flame_moe.data.imaging import read_picture
+from flame_moe.data.tables import collect
+from flame_moe.errors import DataError, nearest
+
+
+class Pictures:
+    """Image files below a folder.
+
+    Args:
+        root: where they lie. The paths of the table are of the machine that wrote it: the longest end of a path that
+            exists below the folder is taken.
+        shape: (height, width, 1) of the result.
+        mirror: whether right breasts are mirrored, so that all chest walls are on the left.
+        skip: whether a file that cannot be read counts as missing; otherwise it stops the reading.
+        tally: counts what is missing.
+    """
+
+    def __init__(
+        self, root: Path, shape: tuple[int, int, int], *, mirror: bool, skip: bool, tally: Counter[str]
+    ) -> None:
+        self.root, self.shape, self.mirror, self.skip, self.tally = root, shape, mirror, skip, tally
+
+    def get(self, name: str, side: str) -> Observation | None:
+        """One picture, or None if its file is not there.
+
+        Raises:
+            DataError: if the file cannot be read and `skip` is off.
+        """
+        parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
+        places = (self.root.joinpath(*parts[i:]) for i in range(len(parts)))
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            self.tally["picture file is not there, view left out"] += 1
+            return None
+        try:
+            pixels = read_picture(path, self.shape, flip=self.mirror and side == "R")
+        except DataError:
+            if not self.skip:
+                raise
+            self.tally["picture file cannot be read, view left out"] += 1
+            return None
+        return Observation(pixels[None], np.zeros(1, dtype=np.float32))
+
+
+class Vectors:
+    """Vectors that some model made of the pictures, held in memory.
+
+    Args:
+        path: `.npz` with arrays `keys` (n,) and `vectors` (n, width) or (n, steps, width), or `.parquet` with columns
+            `key` and `vector`, a list of `width` numbers. A key is the path of the table, its last part, or that
+            without its suffix (of EMBED's DICOM files: the SOP instance UID).
+        width: of a vector.
+        tally: counts what is missing.
+
+    Raises:
+        DataError: if the file cannot be read, names a key twice, or the width is another.
+    """
+
+    def __init__(self, path: Path, width: int, tally: Counter[str]) -> None:
+        keys, vectors = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
+        if vectors.ndim not in (2, 3) or vectors.dtype.kind != "f" or len(vectors) != len(keys):
+            what = f"vectors are {vectors.dtype} of shape {vectors.shape} for {len(keys)} keys"
+            raise DataError(what, where=str(path), mend="Give one vector of floating-point numbers per key.")
+        if vectors.shape[-1] != width:
+            what = f"vectors have {vectors.shape[-1]} numbers, not {width}"
+            raise DataError(what, where=str(path), mend=f"Set embedding_width = {vectors.shape[-1]}, or mend the file.")
+        self.rows = {str(key): i for i, key in enumerate(keys)}
+        if len(self.rows) != len(keys):
+            raise DataError("a key is there twice", where=str(path), mend="Give one vector per picture.")
+        self.vectors, self.tally = vectors, tally
+
+    def get(self, name: str, side: str) -> Observation | None:
+        """The vectors of one picture, or None if there are none."""
+        last = PurePosixPath(name.replace("\\", "/"))
+        row = next((self.rows[key] for key in (name, last.name, last.stem) if key in self.rows), None)
+        if row is None:
+            self.tally["picture without a vector, view left out"] += 1
+            return None
+        return Observation(np.asarray(self.vectors[row], dtype=np.float32).reshape(-1, self.vectors.shape[-1]))
+
+
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        with np.load(path) as arrays:
+            lacking = [name for name in ("keys", "vectors") if name not in arrays]
+            if lacking:
+                raise DataError(
+                    f"the array '{lacking[0]}' is missing", where=str(path), mend=nearest(lacking[0], arrays)
+                )
+            return arrays["keys"], arrays["vectors"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        what = f"the vectors cannot be read ({type(error).__name__})"
+        raise DataError(what, where=str(path), mend="Give .npz with arrays keys and vectors, or .parquet.") from None
+
+
+def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    if not path.is_file() or path.suffix != ".parquet":
+        raise DataError("there are no such vectors", where=str(path), mend="Give a file .npz or .parquet.")
+    frame = collect(pl.scan_parquet(path).select("key", "vector"), path)
+    widths = frame["vector"].list.len().unique().to_list() if frame["vector"].dtype == pl.List else []
+    if len(widths) > 1:
+        raise DataError(f"vectors have different widths: {sorted(widths)}", where=str(path), mend="Mend the file.")
+    return frame["key"].to_numpy(), np.array(frame["vector"].to_list(), dtype=np.float32)
