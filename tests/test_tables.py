@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,13 @@ def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"damaged or cut off \[.*cut.csv.gz\]"):
         work.step("t", [path], {}, lambda: scan_table(path, COLUMNS))
     assert list((tmp_path / "steps").iterdir()) == []
+
+
+def test_rows_that_are_not_asked_for_are_left_out_and_not_checked(tmp_path: Path) -> None:
+    content = HEADER + b" 7 ,2100-01-01 00:00:00,1.5,a\n8,no time,no number,b\n,,,\n7,,,c\n"
+    plain = table(tmp_path, "t.csv", content)
+    found = rows(plain, keep={"a": {7, 9}})
+    assert found == [(7, datetime(2100, 1, 1), 1.5, "a"), (7, None, None, "c")]
+    collect(scan_table(plain, COLUMNS, keep={"a": [7]}), plain).write_parquet(tmp_path / "t.parquet")
+    assert rows(tmp_path / "t.parquet", keep={"s": ["c"]}) == found[1:]
+    assert rows(plain, keep={"a": []}) == []

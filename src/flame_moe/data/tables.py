@@ -8,9 +8,10 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -65,7 +66,11 @@ def need_table(folder: Path, name: str, what: str) -> Path:
 
 
 def scan_table(
-    path: Path, columns: Mapping[str, pl.DataType | type[pl.DataType]], *, optional: Sequence[str] = ()
+    path: Path,
+    columns: Mapping[str, pl.DataType | type[pl.DataType]],
+    *,
+    optional: Sequence[str] = (),
+    keep: Mapping[str, Collection[Any]] | None = None,
 ) -> pl.LazyFrame:
     """Columns of a table, by name and in this order, with their types.
 
@@ -77,6 +82,8 @@ def scan_table(
         path: .csv, .csv.gz or .parquet.
         columns: name -> type of each column to read.
         optional: columns that may be missing; they are null then.
+        keep: column -> values; rows with another value, or none, are left out before anything else is parsed, which is
+            what makes a large table fast. Cells of rows that are left out are not checked.
 
     Raises:
         DataError: if the file is empty or damaged, no UTF-8, or lacks a column. Cells that are not of their type are
@@ -89,6 +96,8 @@ def scan_table(
         mend = nearest(lacking[0], (name.strip() for name in names))
         raise DataError(f"the column '{lacking[0]}' is missing", where=str(path), mend=mend)
     frame = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
+    for name, values in (keep or {}).items():
+        frame = frame.filter(_typed(pl.col(known[name.lower()]), columns[name], path).is_in(list(values)))
     picked = []
     for name, kind in columns.items():
         source = known.get(name.lower())
