@@ -11,6 +11,7 @@ from flame_moe.errors import DataError, nearest
 __all__ = ["Source", "SplitSpec", "get_source", "source_names"]
 
 _SOURCES: dict[str, str] = {
+    "adni": "flame_moe.data.sources.adni",
     "alzheimer_csf": "flame_moe.data.sources.alzheimer_csf",
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
