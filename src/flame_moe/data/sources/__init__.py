@@ -13,11 +13,12 @@ __all__ = ["Source", "SplitSpec", "get_source", "source_names"]
 _SOURCES: dict[str, str] = {
     "adni": "flame_moe.data.sources.adni",
     "alzheimer_csf": "flame_moe.data.sources.alzheimer_csf",
+    "cbis_ddsm": "flame_moe.data.sources.cbis_ddsm",
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
-    "oasis": "flame_moe.data.sources.oasis",
-    "meds": "flame_moe.data.sources.meds",
     "embed": "flame_moe.data.sources.embed",
+    "meds": "flame_moe.data.sources.meds",
+    "oasis": "flame_moe.data.sources.oasis",
     "physionet2012": "flame_moe.data.sources.physionet2012",
     "physionet2019": "flame_moe.data.sources.physionet2019",
 }

@@ -25,7 +25,6 @@ from pydantic import Field
 
 from flame_moe.batch import Observation, Sample
 from flame_moe.data.funnel import Funnel
-from flame_moe.data.sources._embed_images import Pictures, Vectors
 from flame_moe.data.sources._embed_labels import DENSITIES, GROUPINGS, birads, density, risk
 from flame_moe.data.sources._embed_tables import (
     CLINICAL,
@@ -39,9 +38,10 @@ from flame_moe.data.sources._embed_tables import (
     read_breasts,
     read_women,
 )
+from flame_moe.data.sources._embed_vectors import Vectors
+from flame_moe.data.sources._pictures import Pictures
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
-from flame_moe.errors import DataError
 from flame_moe.schema import Description, Modality, Task
 
 Size = Annotated[int, Field(ge=1)]
@@ -71,7 +71,7 @@ class EmbedOptions(Description):
         size: height and width that pictures are brought to.
         mirror: mirror right breasts, so that all chest walls are on the left.
         unreadable: what a damaged picture file does: `stop`, or `leave_out` its view and count it.
-        embeddings: file of vectors to read instead of pictures, see `_embed_images.Vectors`.
+        embeddings: file of vectors to read instead of pictures, see `_embed_vectors.Vectors`.
         embedding_width: numbers in a vector.
         birads: how letters of the assessment become three classes, see `_embed_labels.GROUPINGS`.
         short_followup: what a breast without cancer whose record ends before five years is for `risk`.
@@ -174,8 +174,6 @@ def _open(raw: Path, options: EmbedOptions, work: Work, tally: Counter[str]) -> 
         path = Path(options.embeddings)
         return Vectors(work.note(path) if path.is_file() else path, options.embedding_width, tally)
     root = raw if options.pictures is None else Path(options.pictures)
-    if not root.is_dir():
-        raise DataError("there is no folder of pictures", where=str(root), mend="Check the option 'pictures'.")
     shape = (*options.size, 1)
     return Pictures(root, shape, mirror=options.mirror, skip=options.unreadable == "leave_out", tally=tally)
 

@@ -1,4 +1,4 @@
-"""Where the pictures of EMBED come from: image files, or vectors that were made of them before."""
+"""Vectors that a vision model made of the pictures of EMBED before."""
 
 from __future__ import annotations
 
@@ -12,48 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
-from flame_moe.data.imaging import read_picture
 from flame_moe.data.tables import collect
 from flame_moe.errors import DataError, nearest
-
-
-class Pictures:
-    """Image files below a folder.
-
-    Args:
-        root: where they lie. The paths of the table are of the machine that wrote it: the longest end of a path that
-            exists below the folder is taken.
-        shape: (height, width, 1) of the result.
-        mirror: whether right breasts are mirrored, so that all chest walls are on the left.
-        skip: whether a file that cannot be read counts as missing; otherwise it stops the reading.
-        tally: counts what is missing.
-    """
-
-    def __init__(
-        self, root: Path, shape: tuple[int, int, int], *, mirror: bool, skip: bool, tally: Counter[str]
-    ) -> None:
-        self.root, self.shape, self.mirror, self.skip, self.tally = root, shape, mirror, skip, tally
-
-    def get(self, name: str, side: str) -> Observation | None:
-        """One picture, or None if its file is not there.
-
-        Raises:
-            DataError: if the file cannot be read and `skip` is off.
-        """
-        parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
-        places = (self.root.joinpath(*parts[i:]) for i in range(len(parts)))
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            self.tally["picture file is not there, view left out"] += 1
-            return None
-        try:
-            pixels = read_picture(path, self.shape, flip=self.mirror and side == "R")
-        except DataError:
-            if not self.skip:
-                raise
-            self.tally["picture file cannot be read, view left out"] += 1
-            return None
-        return Observation(pixels[None], np.zeros(1, dtype=np.float32))
 
 
 class Vectors:
