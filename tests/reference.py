@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flame_moe.nn.encoders import CodeEncoder, ImageEncoder, WaveformEncoder
+from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Routing
 from flame_moe.nn.moe import Sequences
@@ -69,6 +71,83 @@ def naive_grid(values: Tensor, times: Tensor, observed: Tensor, steps: int) -> T
                 carried = bins.get(t, carried)
                 out[i, t, c], out[i, t, channels + c] = carried, float(t in bins)
     return out
+
+
+def naive_codes(net: CodeEncoder, events: Tensor, times: Tensor, cursor: int) -> dict[str, Tensor]:
+    """One sample: (L, 2), (L,) -> its vector ("sample") and one per event type that it has, event by event."""
+    d, heads = net.sample.at(cursor).shape[0], net.attention.heads
+    code, kind = net.embed_code.weight.effective(cursor), net.embed_type.weight.effective(cursor)
+    tokens = [net.sample.at(cursor)]
+    for (k, row), t in zip(events.long().tolist(), times, strict=True):
+        tokens.append(code[row] + kind[k] + net.time_map(net.embed_time(t, cursor), cursor) / math.sqrt(d))
+    x = torch.stack(tokens)
+    q, k_, v = net.attention.inputs(net.before(x, cursor), cursor).split(d, dim=-1)
+    mixed = []
+    for h in range(heads):
+        part = slice(h * d // heads, (h + 1) * d // heads)
+        mixed.append(torch.softmax(q[:, part] @ k_[:, part].T / math.sqrt(d / heads), dim=-1) @ v[:, part])
+    x = x + net.attention.output(torch.cat(mixed, dim=-1), cursor)
+    x = x + net.down(F.gelu(net.up(net.between(x, cursor), cursor)), cursor)
+    x = net.out(x, cursor)
+    found = {"sample": x[0]}
+    for k in sorted(set(events[:, 0].long().tolist())):
+        found[net.modality.types[k]] = torch.stack(
+            [x[1 + i] for i in range(len(events)) if int(events[i, 0]) == k]
+        ).mean(0)
+    return found
+
+
+def naive_image(net: ImageEncoder, picture: Tensor, time: Tensor, cursor: int) -> Tensor:
+    """One picture (H, W, channels) at one time: (cells, d), cell by cell."""
+    x = _naive_residual(net.stem, net.blocks, net.norm, picture.permute(2, 0, 1), cursor)
+    when = net.time_map(net.embed_time(time, cursor), cursor) / math.sqrt(net.place.at(cursor).shape[1])
+    tokens = []
+    for rows in _naive_bins(x.shape[1], len(net.rows)):
+        for columns in _naive_bins(x.shape[2], len(net.columns)):
+            mean = torch.stack([x[:, i, j] for i in rows for j in columns]).mean(0)
+            tokens.append(net.out(mean, cursor) + net.place.at(cursor)[len(tokens)] + when)
+    return torch.stack(tokens)
+
+
+def naive_waveform(net: WaveformEncoder, signal: Tensor, cursor: int) -> Tensor:
+    """One signal (L, C) without padding: (T, d)."""
+    x = _naive_residual(net.stem, net.blocks, net.norm, signal.T, cursor)
+    bins = _naive_bins(x.shape[1], min(x.shape[1], net.steps))
+    return torch.stack([net.out(torch.stack([x[:, i] for i in steps]).mean(0), cursor) for steps in bins])
+
+
+def _naive_residual(stem: StackedConv, blocks: object, norm: StackedGroupNorm, x: Tensor, cursor: int) -> Tensor:
+    x = _naive_conv(stem, x, cursor)
+    for block in blocks:  # type: ignore[attr-defined]
+        assert isinstance(block, Residual)
+        h = _naive_conv(block.first, F.relu(_naive_norm(block.before, x, cursor)), cursor)
+        h = _naive_conv(block.second, F.relu(_naive_norm(block.between, h, cursor)), cursor)
+        x = h + (x if block.skip is None else _naive_conv(block.skip, x, cursor))
+    return F.relu(_naive_norm(norm, x, cursor))
+
+
+def _naive_conv(conv: StackedConv, x: Tensor, cursor: int) -> Tensor:
+    """Every output position on its own: the window around it, zeros beyond the ends, times the flat kernel."""
+    k, weight = conv.shape[-1], conv.weight.effective(cursor)
+    padded = F.pad(x, (k // 2, k // 2) * (x.ndim - 1))
+    if x.ndim == 2:
+        starts = range(0, x.shape[1], conv.stride)
+        return torch.stack([weight @ padded[:, i : i + k].flatten() for i in starts], dim=1)
+    rows, columns = (range(0, size, conv.stride) for size in x.shape[1:])
+    grid = [[weight @ padded[:, i : i + k, j : j + k].flatten() for j in columns] for i in rows]
+    return torch.stack([torch.stack(row, dim=1) for row in grid], dim=1)
+
+
+def _naive_norm(norm: StackedGroupNorm, x: Tensor, cursor: int) -> Tensor:
+    out = []
+    for group in x.chunk(norm.groups):
+        out.append((group - group.mean()) / torch.sqrt(group.var(correction=0) + norm.eps))
+    shape = (-1, *[1] * (x.ndim - 1))
+    return torch.cat(out) * norm.weight.at(cursor).view(shape) + norm.bias.at(cursor).view(shape)
+
+
+def _naive_bins(size: int, bins: int) -> list[list[int]]:
+    return [[i for i in range(size) if i * bins // size == b] for b in range(bins)]
 
 
 def naive_interaction(p: list[Tensor]) -> float:

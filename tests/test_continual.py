@@ -36,6 +36,8 @@ FLAME_STREAMS: dict[str, dict[str, Any]] = {
     "two blocks of the paper": {"model": {"preset": "paper", "blocks": 2}},
     "no experts": {"model": {"preset": "no_moe"}},
     "attention read-out": {"model": {"readout": "attention"}},
+    "codes, pictures and signals": {"stages": (("block",), ("death",), ("dose", "stage"))},
+    "codes, pictures and signals, dense": {"stages": (("dose",), ("block",)), "method": {"rank": None}},
 }
 
 

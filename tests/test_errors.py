@@ -124,7 +124,9 @@ def test_unknown_tasks_modalities_and_sources_are_told_with_the_nearest(tiny_sto
         (recipe((("death",),), method={"name": "flam"}), r"unknown method 'flam'.*Did you mean 'flame'"),
     ):
         refused(lambda plan=plan: run(plan, out, store=tiny_store), message, RecipeError)
-    refused(lambda: prepare("physionet", None, out), r"unknown source 'physionet'.*Did you mean 'physionet2012'")
+    refused(
+        lambda: prepare("physionet_2012", None, out), r"unknown source 'physionet_2012'.*Did you mean 'physionet2012'"
+    )
     refused(lambda: run(recipe(), out), "the recipe names no store", RecipeError)
     assert list(tmp_path.iterdir()) == []
 

@@ -210,6 +210,22 @@ def test_no_piece_sees_padding(piece: Piece) -> None:
     assert torch.allclose(long[:, : base.shape[1]] if long.ndim == 3 else long, base, atol=1e-5)
 
 
+def test_no_piece_sees_a_gap_between_steps(piece: Piece) -> None:
+    """Event types that a sample lacks are gaps, not padding at the end."""
+    x, mask = ragged()
+    mask = mask.clone()
+    mask[0, 1], mask[2, 0], mask[3, 2] = False, False, False
+    base = piece(Sequences(x, mask))
+    other = Sequences(torch.where(mask[..., None], x, -50.0), mask)
+    assert torch.allclose(piece(other), base, atol=1e-6)
+
+
+def test_the_last_step_is_the_last_that_exists() -> None:
+    x, mask = ragged()
+    mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
+    assert torch.equal(READOUTS["last"](x, mask, None), x[[0, 1, 2, 3], [2, 0, 4, 4]])
+
+
 def test_gradients_reach_every_parameter_of_every_piece(piece: Piece) -> None:
     piece.train()
     torch.manual_seed(1)
@@ -230,7 +246,7 @@ def test_every_piece_saves_and_loads(piece: Piece) -> None:
     assert torch.equal(fresh(ragged()), piece(ragged()))
 
 
-@pytest.fixture(params=["static", "vitals", "image", "notes"])
+@pytest.fixture(params=list(BY_NAME))
 def encoder(request: pytest.FixtureRequest) -> tuple[nn.Module, ModalityBatch]:
     modality = BY_NAME[request.param]
     torch.manual_seed(0)

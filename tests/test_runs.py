@@ -256,7 +256,7 @@ def test_per_task_selection_keeps_a_checkpoint_per_task(tiny_store: Store, tmp_p
 def test_prediction_on_a_store_is_one_row_per_sample_and_output(finished: Run, tiny_store: Store) -> None:
     table = predict(finished.path, tiny_store.path)
     assert table.columns == ["id", "task", "output", "probability", "value"]
-    for name, task in tiny_store.tasks.items():
+    for name, task in finished.learner.tasks.items():
         rows = table.filter(pl.col("task") == name)
         indices = tiny_store.indices(modalities=task.modalities)
         outputs = ["yes"] if name == "death" else list(task.classes)

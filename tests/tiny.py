@@ -17,7 +17,7 @@ BY_NAME = {m.name: m for m in MODALITIES}
 EVERYTHING = Task(
     name="everything",
     kind="multiclass",
-    modalities=("static", "vitals", "image", "notes"),
+    modalities=("static", "vitals", "image", "notes", "events", "scans", "ecg"),
     classes=("a", "b", "c"),
 )
 SHAPE: dict[str, Any] = {
@@ -61,7 +61,10 @@ def sample(
     for name in modalities:
         m = BY_NAME[name]
         steps = 1 if m.kind == "table" else int(generator.integers(lengths[0], lengths[1]))
+        steps *= 40 if m.kind == "waveform" else 1
         values = generator.normal(size=(steps, m.features)).astype(np.float32)
+        if m.kind == "codes":
+            values[:] = generator.integers(0, (len(m.types), m.vocabulary + 1), size=(steps, 2))
         times = np.sort(generator.random(steps)).astype(np.float32) if m.has_times else None
         observed = None
         if m.has_observed:

@@ -29,7 +29,7 @@ def temporal_attention_pool(x: Tensor, mask: Tensor, query: Tensor) -> Tensor:
 
 def last_step(x: Tensor, mask: Tensor, query: Tensor | None = None) -> Tensor:
     """The last step that exists: (n, T, d) -> (n, d). `query` is not read."""
-    last = mask.sum(dim=1) - 1
+    last = (mask * torch.arange(mask.shape[1], device=x.device)).amax(dim=1)
     return x[torch.arange(len(x), device=x.device), last]
 
 

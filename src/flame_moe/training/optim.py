@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flame_moe.nn.encoders.codes import StackedEmbedding
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
 from flame_moe.nn.fusion import Head
 from flame_moe.nn.stacked import StackedMatrix
@@ -15,7 +16,11 @@ from flame_moe.schema import TrainConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: linear maps with decay; routers, queries, norms, biases, times without."""
+    """Trainable parameters in two groups: linear maps with decay, everything else without.
+
+    Without are routers, queries, norms, biases and times, and tables of embeddings, whose rows would shrink in every
+    step that does not read them.
+    """
     matrices: set[int] = set()
     for module in model.modules():
         if isinstance(module, StackedMatrix):
@@ -25,7 +30,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if isinstance(module, Head):
             matrices.add(id(module.linear.weight))
     for module in model.modules():
-        if isinstance(module, TimeEmbedding):
+        if isinstance(module, TimeEmbedding | StackedEmbedding):
             matrices -= {id(p) for p in module.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from flame_moe.nn.encoders.base import Encoder
+from flame_moe.nn.encoders.codes import CodeEncoder
+from flame_moe.nn.encoders.image import ImageEncoder
 from flame_moe.nn.encoders.patches import PatchEncoder
 from flame_moe.nn.encoders.series import SeriesEncoder
 from flame_moe.nn.encoders.table import TableEncoder
 from flame_moe.nn.encoders.timed import TimedEncoder
+from flame_moe.nn.encoders.waveform import WaveformEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "series": SeriesEncoder,
     "timed": TimedEncoder,
     "patches": PatchEncoder,
     "table": TableEncoder,
+    "codes": CodeEncoder,
+    "image": ImageEncoder,
+    "waveform": WaveformEncoder,
 }
 
-__all__ = ["ENCODERS", "Encoder", "PatchEncoder", "SeriesEncoder", "TableEncoder", "TimedEncoder"]
+__all__ = [
+    "ENCODERS",
+    "CodeEncoder",
+    "Encoder",
+    "ImageEncoder",
+    "PatchEncoder",
+    "SeriesEncoder",
+    "TableEncoder",
+    "TimedEncoder",
+    "WaveformEncoder",
+]
