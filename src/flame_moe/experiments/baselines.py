@@ -30,9 +30,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from flame_moe.data.statistics import STATISTICS, series_statistics
-from flame_moe.data.store import Ragged, Store
+from flame_moe.data.store import Store
 from flame_moe.errors import DataError, nearest
+from flame_moe.experiments.summaries import summarised
 from flame_moe.results import PRIMARY
 from flame_moe.schema import Task
 from flame_moe.training.metrics import evaluate_predictions
@@ -105,7 +105,7 @@ class Baseline:
 
 
 def summary_matrix(store: Store, indices: ArrayLike, modalities: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """One row of numbers per sample: tables as they are, anything longer by the statistics of its channels.
+    """One row of numbers per sample: tables as they are, anything longer by statistics of fixed width.
 
     Args:
         store: where the samples are.
@@ -114,45 +114,20 @@ def summary_matrix(store: Store, indices: ArrayLike, modalities: Sequence[str]) 
 
     Returns:
         (k, columns) with NaN where nothing was observed, and the names of the columns: `static.age`,
-        `vitals.HR.mean`. Statistics are those of `flame_moe.data.statistics`, with the step number for the time
-        where a modality has no times.
+        `vitals.HR.mean`. What a kind of modality is summarised by is in `flame_moe.experiments.summaries`.
 
     Raises:
         DataError: if a modality is unknown, or there is none.
     """
     if not modalities:
         raise DataError("a summary needs at least one modality", mend=nearest("", store.modalities))
-    rows = np.asarray(indices, dtype=np.int64)
-    blocks: list[Array] = []
-    names: list[str] = []
     for name in modalities:
-        part = store.gather(name, rows)
-        description = store.modalities[name]
-        channels = description.channels or tuple(str(i) for i in range(description.features))
-        values = part.values.astype(np.float64)
-        if part.observed is not None:
-            values[~part.observed] = np.nan
-        if description.kind == "table":
-            found, columns = values, list(channels)
-        else:
-            found, columns = _statistics(part, values), [f"{c}.{s}" for c in channels for s in STATISTICS]
-        block = np.full((len(rows), len(columns)), np.nan)
-        block[part.rows] = found
-        blocks.append(block)
-        names += [f"{name}.{column}" for column in columns]
-    return np.concatenate(blocks, axis=1), tuple(names)
-
-
-def _statistics(part: Ragged, values: Array) -> Array:
-    """(k, C * 9) statistics of each sample's steps."""
-    ends = np.cumsum(part.lengths)
-    found = np.empty((len(part.lengths), values.shape[1] * len(STATISTICS)))
-    for i, (end, length) in enumerate(zip(ends.tolist(), part.lengths.tolist(), strict=True)):
-        steps = slice(end - length, end)
-        times = np.arange(length, dtype=np.float64) if part.times is None else part.times[steps].astype(np.float64)
-        horizon = float(length) if part.times is None else 1.0
-        found[i] = series_statistics(values[steps], times, horizon).ravel()
-    return found
+        if name not in store.modalities:
+            raise DataError(f"unknown modality '{name}'", mend=nearest(name, store.modalities))
+    rows = np.asarray(indices, dtype=np.int64)
+    blocks = [(name, *summarised(store, name, rows)) for name in modalities]
+    names = tuple(f"{name}.{column}" for name, _, columns in blocks for column in columns)
+    return np.concatenate([block for _, block, _ in blocks], axis=1), names
 
 
 def fit_baseline(
