@@ -18,6 +18,7 @@ _SOURCES: dict[str, str] = {
     "digits": "flame_moe.data.sources.digits",
     "embed": "flame_moe.data.sources.embed",
     "meds": "flame_moe.data.sources.meds",
+    "mtsamples": "flame_moe.data.sources.mtsamples",
     "oasis": "flame_moe.data.sources.oasis",
     "physionet2012": "flame_moe.data.sources.physionet2012",
     "physionet2019": "flame_moe.data.sources.physionet2019",
