@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flame_moe.data.folds import judging_fold
 from flame_moe.data.store import Store
-from flame_moe.experiments import controls
+from flame_moe.experiments import controls, folded
 from flame_moe.training.checkpoint import load_checkpoint
 from flame_moe.training.metrics import evaluate_predictions
 from tests.tiny import SHAPE
@@ -72,3 +73,26 @@ def test_the_published_comparison_has_five_seeds_of_the_default_and_three_of_the
     assert seeds[controls.VARIANTS[0].name] == 5
     assert {"joint", "alone", "no_moe", "dense", "shared_router", "logistic", "boosting"} <= seeds.keys()
     assert all(n >= 3 for name, n in seeds.items() if name != "logistic"), "the linear models have no randomness"
+
+
+def test_folded_differences_are_those_of_the_kept_predictions(done: tuple[Path, Path], tiny_store: Store) -> None:
+    recipe, out = done
+    variants = [v for v in folded.FOLDED if v.name in ("stream", "no_moe", "logistic")]
+    folded.run(str(recipe), str(tiny_store.path), str(out), folds=2, variants=variants)
+    rows = {row["name"]: row["tasks"] for row in json.loads((out / "folded.json").read_text())["rows"]}
+    assert all(set(tasks) == {"death"} for tasks in rows.values()), "the first stage alone is learned"
+    areas: dict[str, list[float]] = {"stream": [], "logistic": []}
+    for name, values in areas.items():
+        for k in range(2):
+            view = judging_fold(tiny_store, k, 2)
+            target = view.target("death", view.indices("death", "test"))[:, 0]
+            folder = out / "predictions" / f"{name}-{k}-fold{k}of2"
+            p = load_checkpoint(folder, kind="flame-moe-test-predictions", version=1)[0]["death"].numpy()
+            scores = evaluate_predictions("binary", target, p, classes=("no", "yes"), bootstrap=0)
+            values.append(scores.metrics["auroc"])
+        assert rows[name]["death"]["folds"] == pytest.approx(values)
+    gap = rows["logistic"]["death"]["difference"]
+    assert gap[0] == pytest.approx(np.mean(areas["stream"]) - np.mean(areas["logistic"]))
+    assert gap[1] < gap[0] < gap[2]
+    assert rows["stream"]["death"]["difference"] is None
+    assert f"{rows['no_moe']['death']['mean']:.4f}" in (out / "folded.md").read_text()

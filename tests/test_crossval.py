@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flame_moe.data.folds import TEST, TRAIN, VAL, fold
+from flame_moe.data.folds import TEST, TRAIN, VAL, fold, judging_fold
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.store import Store
 from flame_moe.errors import DataError
@@ -24,6 +24,20 @@ def test_folds_part_the_subjects_and_leave_the_test_split_alone(tiny_store: Stor
     held = np.stack([view.splits == VAL for view in views])
     assert np.array_equal(held.sum(0), before != TEST)
     assert np.array_equal(tiny_store.splits, before)
+
+
+def test_judging_tests_every_sample_once_and_keeps_subjects_together(tiny_store: Store) -> None:
+    views = [judging_fold(tiny_store, number, 5) for number in range(5)]
+    subjects = np.array(tiny_store.subjects(np.arange(len(tiny_store))))
+    assert np.array_equal(np.stack([view.splits == TEST for view in views]).sum(0), np.ones(len(tiny_store)))
+    for view in views:
+        parts = [set(subjects[view.splits == part]) for part in (TRAIN, VAL, TEST)]
+        assert all(parts)
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+        values = view.gather("vitals", view.indices(split="train"))
+        scaled = Preprocessor.from_store(view).apply("vitals", values.values, values.observed)
+        assert values.observed is not None
+        assert float(scaled[:, 0][values.observed[:, 0]].mean()) == pytest.approx(0, abs=1e-4)
 
 
 def test_statistics_of_a_fold_are_those_of_its_training_samples(tiny_store: Store) -> None:

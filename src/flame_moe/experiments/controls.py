@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from flame_moe.continual import Learner
+from flame_moe.data.folds import judging_fold
 from flame_moe.data.store import Store
 from flame_moe.environment import environment
 from flame_moe.experiments.baselines import Kind, fit_baseline, summary_matrix
@@ -50,7 +51,7 @@ class Variant:
         label: what the table calls it.
         seeds: how many, counted from 0.
         changes: to the recipe, as `flame_moe.recipes.load_recipe` takes them.
-        arrange: the recipe's stages as they are, all their tasks in one stage, or each task by itself.
+        arrange: the recipe's stages as they are, only the first, all tasks in one stage, or each task by itself.
         baseline: a scikit-learn control on the tables instead of a network.
     """
 
@@ -58,7 +59,7 @@ class Variant:
     label: str
     seeds: int = 3
     changes: tuple[str, ...] = ()
-    arrange: Literal["stages", "joint", "alone"] = "stages"
+    arrange: Literal["stages", "first", "joint", "alone"] = "stages"
     baseline: Kind | None = None
 
 
@@ -76,24 +77,32 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One variant with one seed."""
+    """One variant with one seed, on the store's own split or on one of `folds` in which every sample is tested once."""
 
     variant: Variant
     seed: int
     recipe: str
     store: str
     out: str
+    fold: int | None = None
+    folds: int = 5
 
     @property
     def folder(self) -> Path:
-        return Path(self.out) / "predictions" / f"{self.variant.name}-{self.seed}"
+        part = "" if self.fold is None else f"-fold{self.fold}of{self.folds}"
+        return Path(self.out) / "predictions" / f"{self.variant.name}-{self.seed}{part}"
+
+    def split(self) -> Store:
+        """The store as this job learns and tests on it."""
+        store = Store.open(self.store)
+        return store if self.fold is None else judging_fold(store, self.fold, self.folds)
 
 
 def work(job: Job) -> None:
     """Train one variant with one seed and keep its test predictions."""
     torch.set_num_threads(1)
     recipe = load_recipe(job.recipe, [f"seed={job.seed}", *job.variant.changes])
-    store = Store.open(job.store)
+    store = job.split()
     predictions = dict(_baseline(job, recipe, store) if job.variant.baseline else _network(job, recipe, store))
     tensors = {name: torch.from_numpy(values) for name, values in predictions.items()}
     save_checkpoint(job.folder, tensors, {"label": job.variant.label}, kind=_KIND, version=_VERSION)
@@ -114,18 +123,19 @@ def _arranged(variant: Variant, recipe: Recipe) -> list[list[Stage]]:
         return [[s.model_copy(update={"tasks": (name,)})] for s in recipe.stages for name in s.tasks]
     if variant.arrange == "joint":
         return [[recipe.stages[0].model_copy(update={"tasks": _tasks(recipe)})]]
-    return [list(recipe.stages)]
+    return [list(recipe.stages[:1] if variant.arrange == "first" else recipe.stages)]
 
 
-def _tasks(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(name for stage in recipe.stages for name in stage.tasks)
+def _tasks(recipe: Recipe, variant: Variant | None = None) -> tuple[str, ...]:
+    first = variant is not None and variant.arrange == "first"
+    return tuple(name for stage in recipe.stages[: 1 if first else None] for name in stage.tasks)
 
 
 def _baseline(job: Job, recipe: Recipe, store: Store) -> Iterator[tuple[str, Array]]:
     assert job.variant.baseline is not None
     # Series enter by statistics of their own where the source has not summed them up in a table already.
     tables = TABLES if set(TABLES) <= store.modalities.keys() else None
-    for name in _tasks(recipe):
+    for name in _tasks(recipe, job.variant):
         fitted = fit_baseline(job.variant.baseline, store, name, seed=job.seed, modalities=tables)
         _LOG.info("%s on %s: %s, validation %.4f", job.variant.name, name, dict(fitted.setting), fitted.val_score)
         yield name, fitted.predict(summary_matrix(store, store.indices(name, "test"), fitted.modalities)[0])
@@ -135,10 +145,7 @@ def run(recipe: str, store: str, out: str, *, workers: int = 1, variants: Sequen
     """Do what is not done yet, then write OUT/controls.json and OUT/controls.md; returns the table."""
     jobs = [Job(v, seed, recipe, store, out) for seed in range(max(v.seeds for v in variants)) for v in variants]
     jobs = [job for job in jobs if job.seed < job.variant.seeds]
-    todo = [job for job in jobs if not job.folder.exists()]
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        for number, (job, _) in enumerate(zip(todo, pool.map(work, todo), strict=True), start=1):
-            _LOG.info("%d of %d done: %s, seed %d", number, len(todo), job.variant.name, job.seed)
+    work_off(jobs, workers)
     opened = Store.open(store)
     tasks = [opened.tasks[name] for name in _tasks(load_recipe(recipe))]
     rows = [_row(opened, tasks, v, jobs) for v in variants]
@@ -154,18 +161,32 @@ def run(recipe: str, store: str, out: str, *, workers: int = 1, variants: Sequen
     return table
 
 
+def work_off(jobs: Sequence[Job], workers: int) -> None:
+    """Do the jobs that are not done yet, several at a time; the first that fails stops the rest."""
+    todo = [job for job in jobs if not job.folder.exists()]
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        for number, (job, _) in enumerate(zip(todo, pool.map(work, todo), strict=True), start=1):
+            _LOG.info("%d of %d done: %s", number, len(todo), job.folder.name)
+
+
+def kept(job: Job) -> dict[str, Array]:
+    """Task -> the test predictions that a finished job has left."""
+    tensors = load_checkpoint(job.folder, kind=_KIND, version=_VERSION)[0]
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
 def _row(store: Store, tasks: Sequence[Task], variant: Variant, jobs: Sequence[Job]) -> dict[str, object]:
     """Per task: each seed's metrics, their aggregate, the metrics of the averaged prediction, and distance to FLAME."""
-    mine = [load_checkpoint(j.folder, kind=_KIND, version=_VERSION)[0] for j in jobs if j.variant == variant]
-    first = [load_checkpoint(j.folder, kind=_KIND, version=_VERSION)[0] for j in jobs if j.variant == jobs[0].variant]
+    mine = [kept(j) for j in jobs if j.variant == variant]
+    first = [kept(j) for j in jobs if j.variant == jobs[0].variant]
     found = {}
     for task in tasks:
         indices = store.indices(task.name, "test")
         target = metric_target(task, store.target(task.name, indices))
-        each = [_metrics(task, target, p[task.name].numpy()) for p in mine]
+        each = [_metrics(task, target, p[task.name]) for p in mine]
         metric = PRIMARY[task.kind]
-        averaged = np.mean([p[task.name].numpy() for p in mine], axis=0)
-        reference = np.mean([p[task.name].numpy() for p in first], axis=0)
+        averaged = np.mean([p[task.name] for p in mine], axis=0)
+        reference = np.mean([p[task.name] for p in first], axis=0)
         scores = evaluate_predictions(
             task.kind, target, averaged, classes=task.classes, subjects=store.subjects(indices), bootstrap=_RESAMPLES
         )
