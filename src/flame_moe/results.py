@@ -116,7 +116,11 @@ class Footprint(Description):
 
 
 class Routing(Description):
-    """Per expert, the share of samples sent to it and its mean gate, for one task, modality and block."""
+    """Per expert, the share of samples sent to it and its mean gate, for one task, modality and block.
+
+    `usual` is the share of samples that go to the most frequent set of experts; null in files written before it was
+    measured.
+    """
 
     after_stage: Count
     task: str
@@ -124,6 +128,7 @@ class Routing(Description):
     block: Count
     activation: tuple[Number, ...]
     gate: tuple[Number, ...]
+    usual: Number | None = None
 
 
 class CalibrationBin(Description):

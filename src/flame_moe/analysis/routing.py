@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -21,12 +22,15 @@ class Fingerprint(NamedTuple):
         block: index.
         activation: (E,) share of samples sent to each expert; sums to K.
         gate: (E,) mean gate over all samples, chosen or not; sums to 1.
+        usual: share of samples that go to the most frequent set of experts. At 1 the router looks at the modality only
+            and not at the sample: whatever the number of experts, the modality has one fixed block.
     """
 
     modality: str
     block: int
     activation: tuple[float, ...]
     gate: tuple[float, ...]
+    usual: float
 
 
 def fingerprints(model: Flame, batches: Iterable[FlexiBatch], cursor: int) -> list[Fingerprint]:
@@ -37,7 +41,7 @@ def fingerprints(model: Flame, batches: Iterable[FlexiBatch], cursor: int) -> li
         batches: of one task.
         cursor: the task's cursor.
     """
-    sums: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}
+    sums: dict[tuple[str, int], tuple[Tensor, Tensor, Counter[tuple[int, ...]]]] = {}
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
@@ -46,10 +50,18 @@ def fingerprints(model: Flame, batches: Iterable[FlexiBatch], cursor: int) -> li
                 for name, routing in routed.items():
                     gates = routing.sparse()
                     chosen = torch.zeros_like(gates).scatter(1, routing.chosen, 1.0)
-                    old = sums.get((name, b), (torch.zeros_like(gates[0]), torch.zeros_like(gates[0]), 0))
-                    sums[name, b] = (old[0] + chosen.sum(0), old[1] + gates.sum(0), old[2] + len(gates))
+                    zero = torch.zeros_like(gates[0])
+                    active, gate, sets = sums.get((name, b), (zero, zero, Counter()))
+                    sets.update(tuple(row) for row in routing.chosen.sort(1).values.tolist())
+                    sums[name, b] = (active + chosen.sum(0), gate + gates.sum(0), sets)
     model.train(was_training)
     return [
-        Fingerprint(name, b, tuple((active / n).tolist()), tuple((gate / n).tolist()))
-        for (name, b), (active, gate, n) in sums.items()
+        Fingerprint(
+            modality=name,
+            block=b,
+            activation=tuple((active / sets.total()).tolist()),
+            gate=tuple((gate / sets.total()).tolist()),
+            usual=max(sets.values()) / sets.total(),
+        )
+        for (name, b), (active, gate, sets) in sums.items()
     ]
