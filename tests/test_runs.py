@@ -324,11 +324,14 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_new_records_in_the_original_layout_are_scored(hospital: Path, tmp_path: Path) -> None:
     fresh = tmp_path / "new"
     fresh.mkdir()
-    for id, lines in ((901, "01:00,HR,90\n"), (902, "05:00,Urine,50\n"), (903, "00:30,HR,70\n09:00,Creatinine,2.2\n")):
+    new = {901: "01:00,HR,90\n", 902: "05:00,Urine,50\n", 903: "00:30,HR,70\n09:00,Creatinine,2.2\n", 904: ""}
+    for id, lines in new.items():
         (fresh / f"{id}.txt").write_text(record_text(lines, id))
-    before = tree(tmp_path)
-    table = predict(hospital / "run", fresh)
+    before, said = tree(tmp_path), list[str]()
+    table = predict(hospital / "run", fresh, say=said.append)
     assert tree(tmp_path) == before
+    assert len(said) == 1
+    assert said[0].startswith("1 of 4 records are not scored, by the rule: has at least one plausible measurement")
     assert sorted(set(table["id"])) == ["901", "902", "903"]
     deaths, days = (table.filter(pl.col("task") == t) for t in ("mortality", "los"))
     assert deaths["output"].to_list() == ["died"] * 3

@@ -241,8 +241,11 @@ def predict(
     from flame_moe.cli_show import output, show_predictions
     from flame_moe.scoring import predict as predict_run
 
+    left_out: list[str] = []
     with waiting(_errors(), "scoring"):
-        table = predict_run(path, data, tasks=task or (), split=split, out=out)
+        table = predict_run(path, data, tasks=task or (), split=split, out=out, say=left_out.append)
+    for sentence in left_out:
+        typer.echo(sentence, err=True)
     if out is None:
         show_predictions(output(), table)
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from flame_moe.continual import Learner
+from flame_moe.data.funnel import Funnel
 from flame_moe.data.layout import MANIFEST
 from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store
@@ -60,6 +61,7 @@ def predict(
     tasks: Sequence[str] = (),
     split: str | None = None,
     out: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> pl.DataFrame:
     """Score samples with a saved run: those of a store, or raw records in the layout of the run's source.
 
@@ -70,6 +72,7 @@ def predict(
         tasks: default all of the run's.
         split: of a store; default all samples.
         out: where to write the table, as .csv or .parquet; a file that is there is replaced.
+        say: told in a sentence for each rule of the source by which raw records were left out, and so not scored.
 
     Returns:
         One row per sample and output: id, task, output (a class, label or value), probability (null for regression),
@@ -86,6 +89,9 @@ def predict(
     wanted = [_task(learner, name).name for name in (tasks or learner.tasks)]
     with tempfile.TemporaryDirectory(prefix="flame-predict-") as scratch:
         store = _store_to_score(learner, Path(data), Path(scratch) / "store")
+        for step in Funnel.parse(store.manifest["funnel"]).steps if say and store.path.parent == Path(scratch) else ():
+            if step.dropped:
+                say(f"{step.dropped:,} of {step.before:,} records are not scored, by the rule: {step.text}")
         frames = [frame for name in wanted if (frame := _predict_task(learner, store, name, split)) is not None]
     if not frames:
         raise DataError("no sample has a modality that the tasks read", where=str(data))
