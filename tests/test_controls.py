@@ -79,7 +79,9 @@ def test_folded_differences_are_those_of_the_kept_predictions(done: tuple[Path, 
     recipe, out = done
     variants = [v for v in folded.FOLDED if v.name in ("stream", "no_moe", "logistic")]
     folded.run(str(recipe), str(tiny_store.path), str(out), folds=2, variants=variants)
-    rows = {row["name"]: row["tasks"] for row in json.loads((out / "folded.json").read_text())["rows"]}
+    named = {v.label: v.name for v in variants}
+    found = json.loads((out / "folded.json").read_text())["rows"]
+    rows = {named[row["label"]]: row["tasks"] for row in found}
     assert all(set(tasks) == {"death"} for tasks in rows.values()), "the first stage alone is learned"
     areas: dict[str, list[float]] = {"stream": [], "logistic": []}
     for name, values in areas.items():

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import logit
 
 from flame_moe.data.store import Store
 from flame_moe.environment import environment
@@ -27,12 +28,19 @@ from flame_moe.recipes import load_recipe
 from flame_moe.schema import Task
 from flame_moe.training import weighted
 
-_RESAMPLES = 2000
+_RESAMPLES, _TINY = 2000, 1e-9
+BALANCED = Variant(
+    "balanced",
+    "FLAME, routers balanced harder, no interaction loss",
+    changes=("model.balance=0.3", "model.interaction=0.0"),
+)
 FOLDED = tuple(
     replace(v, seeds=1, arrange="first", label=v.label.replace("FLAME, stage by stage", "FLAME"))
-    for v in VARIANTS
+    for v in (VARIANTS[0], BALANCED, *VARIANTS[1:])
     if v.arrange == "stages"
 )
+BLENDS = {"mean log-odds of FLAME and boosted trees": ("stream", "boosting")}
+"""Label -> the variants whose log-odds are averaged: what each knows that the other does not."""
 
 
 def run(
@@ -53,8 +61,13 @@ def run(
     opened = Store.open(store)
     tasks = [opened.tasks[name] for name in load_recipe(recipe).stages[0].tasks]
     tasks = [task for task in tasks if task.kind == "binary"]
-    areas = {(v.name, t.name): areas_of([j for j in jobs if j.variant == v], t) for v in variants for t in tasks}
-    rows = [_row(v, tasks, areas, variants[0]) for v in variants]
+    known = {v.name for v in variants}
+    parts = {v.label: (v.name,) for v in variants} | {k: names for k, names in BLENDS.items() if known >= set(names)}
+    areas = {
+        label: {t.name: areas_of([[j for j in jobs if j.variant.name == n] for n in names], t) for t in tasks}
+        for label, names in parts.items()
+    }
+    rows = [_row(label, areas[label], areas[variants[0].label]) for label in parts]
     document = {
         "recipe": load_recipe(recipe).plain() | {"data": None},
         "environment": environment().plain(),
@@ -67,38 +80,39 @@ def run(
     return table
 
 
-def areas_of(jobs: Sequence[Job], task: Task) -> Array:
+def areas_of(jobs: Sequence[Sequence[Job]], task: Task) -> Array:
     """(folds, 1 + resamples) AUROC of each fold: of the fold as it is, then of its resamples.
 
     The resamples depend on the fold alone, so that two variants are compared on the same ones.
+
+    Args:
+        jobs: one list per variant, each with a job per fold; log-odds are averaged over variants.
+        task: binary.
     """
     rows = []
-    for job in jobs:
-        store = job.split()
+    for same_fold in zip(*jobs, strict=True):
+        store = same_fold[0].split()
         target = store.target(task.name, store.indices(task.name, "test"))[:, 0].astype(np.float64)
-        counts = weighted.resample(len(target), _RESAMPLES, np.random.default_rng(job.fold))
+        score = np.mean([logit(np.clip(kept(job)[task.name], _TINY, 1 - _TINY)) for job in same_fold], axis=0)
+        counts = weighted.resample(len(target), _RESAMPLES, np.random.default_rng(same_fold[0].fold))
         weights = np.concatenate([np.ones((1, len(target))), counts])
-        rows.append(weighted.ranking(target, kept(job)[task.name], weights)[0])
+        rows.append(weighted.ranking(target, score, weights)[0])
     return np.stack(rows)
 
 
-def _row(
-    variant: Variant, tasks: Sequence[Task], areas: dict[tuple[str, str], Array], first: Variant
-) -> dict[str, object]:
+def _row(label: str, areas: dict[str, Array], first: dict[str, Array]) -> dict[str, object]:
     found = {}
-    for task in tasks:
-        here = areas[variant.name, task.name]
-        gap = (areas[first.name, task.name] - here).mean(axis=0)
-        found[task.name] = {
+    for task, here in areas.items():
+        gap = (first[task] - here).mean(axis=0)
+        interval = np.nanpercentile(gap[1:], [2.5, 97.5]).tolist()
+        found[task] = {
             "folds": here[:, 0].tolist(),
             "mean": float(here[:, 0].mean()),
             "sd": float(here[:, 0].std(ddof=1)),
             "ci": np.nanpercentile(here[:, 1:].mean(axis=0), [2.5, 97.5]).tolist(),
-            "difference": None
-            if variant == first
-            else [float(gap[0]), *np.nanpercentile(gap[1:], [2.5, 97.5]).tolist()],
+            "difference": None if areas is first else [float(gap[0]), *interval],
         }
-    return {"name": variant.name, "label": variant.label, "tasks": found}
+    return {"label": label, "tasks": found}
 
 
 def markdown(rows: Sequence[dict[str, object]], tasks: Sequence[Task]) -> str:
