@@ -89,9 +89,10 @@ def predict(
     wanted = [_task(learner, name).name for name in (tasks or learner.tasks)]
     with tempfile.TemporaryDirectory(prefix="flame-predict-") as scratch:
         store = _store_to_score(learner, Path(data), Path(scratch) / "store")
-        for step in Funnel.parse(store.manifest["funnel"]).steps if say and store.path.parent == Path(scratch) else ():
-            if step.dropped:
-                say(f"{step.dropped:,} of {step.before:,} records are not scored, by the rule: {step.text}")
+        if say is not None and store.path.parent == Path(scratch):
+            for step in Funnel.parse(store.manifest["funnel"]).steps:
+                if step.dropped:
+                    say(f"{step.dropped:,} of {step.before:,} records are not scored, by the rule: {step.text}")
         frames = [frame for name in wanted if (frame := _predict_task(learner, store, name, split)) is not None]
     if not frames:
         raise DataError("no sample has a modality that the tasks read", where=str(data))
