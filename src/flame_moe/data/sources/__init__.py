@@ -17,6 +17,7 @@ _SOURCES: dict[str, str] = {
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
     "embed": "flame_moe.data.sources.embed",
+    "join": "flame_moe.data.sources.join",
     "meds": "flame_moe.data.sources.meds",
     "mtsamples": "flame_moe.data.sources.mtsamples",
     "oasis": "flame_moe.data.sources.oasis",
