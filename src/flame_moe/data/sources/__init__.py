@@ -16,6 +16,7 @@ _SOURCES: dict[str, str] = {
     "cbis_ddsm": "flame_moe.data.sources.cbis_ddsm",
     "clinic": "flame_moe.data.sources.clinic",
     "digits": "flame_moe.data.sources.digits",
+    "eicu": "flame_moe.data.sources.eicu",
     "embed": "flame_moe.data.sources.embed",
     "join": "flame_moe.data.sources.join",
     "meds": "flame_moe.data.sources.meds",
