@@ -105,3 +105,48 @@ def column(sample: Sample, folder: Path, modality: str, channel: str, **options:
     values, _, observed = sample.modalities[modality]
     assert observed is not None
     return [float(v) if seen else None for v, seen in zip(values[:, at], observed[:, at], strict=True)]
+
+
+TABLES: dict[str, list[dict[str, Any]]] = {
+    "patient": [patient(1), patient(2, unitdischargestatus="Expired", unitdischargelocation="Death")],
+    "hospital": [{"hospitalid": 7, "numbedscategory": "250 - 499", "teachingstatus": "t", "region": "West"}],
+    "vitalPeriodic": [{"observationoffset": minute, "heartrate": 80 + minute / 60} for minute in (-361, -360, 0, 1440)],
+    "vitalAperiodic": [{"observationoffset": 0, "noninvasivemean": 75}],
+    "lab": [
+        {"labname": "sodium", "labresultoffset": 30, "labresultrevisedoffset": 70, "labresult": 140},
+        {"labname": "sodium", "labresultoffset": 1430, "labresultrevisedoffset": 1440, "labresult": 141},
+        {"labname": "sodium", "labresultoffset": 1431, "labresultrevisedoffset": 1441, "labresult": 142},
+    ],
+    "diagnosis": [{"diagnosisoffset": 10, "diagnosisstring": "Renal|Failure", "activeupondischarge": "True"}],
+    "treatment": [{"treatmentoffset": -2000, "treatmentstring": "renal|dialysis", "activeupondischarge": "False"}],
+    "medication": [{"drugorderoffset": 50, "drugstartoffset": 20, "drugname": "ASPIRIN  81 MG", "drughiclseqno": 1820}],
+    "note": [
+        {
+            "noteoffset": 20,
+            "noteenteredoffset": 35,
+            "notetype": "Admission",
+            "notepath": "notes/Progress Notes/Social History/Smoking Status/current smoker",
+            "notetext": "current smoker",
+        }
+    ],
+    "admissionDx": [{"admitdxenteredoffset": 5, "admitdxpath": "admission diagnosis|Sepsis"}],
+    "infusiondrug": [{"infusionoffset": 1440, "drugname": "Propofol (ml/hr)"}],
+    "pastHistory": [{"pasthistoryoffset": 1, "pasthistoryenteredoffset": 9, "pasthistorypath": "COPD"}],
+    "respiratoryCharting": [
+        {"respchartoffset": 60, "respchartentryoffset": 65, "respchartvaluelabel": "FiO2", "respchartvalue": "40%"}
+    ],
+    "intakeOutput": [
+        {
+            "intakeoutputoffset": 60,
+            "intakeoutputentryoffset": 60,
+            "cellpath": "flowsheet|Flowsheet Cell Labels|I&O|Output (ml)|Urine",
+            "cellvaluenumeric": 200,
+        }
+    ],
+    "apacheApsVar": [{"intubated": 0, "heartrate": 104, "temperature": -1, "urine": 1500.5}],
+    "apachePatientResult": [{"actualicumortality": "ALIVE", "predictedicumortality": 0.01}],
+}
+
+
+def release(tmp_path: Path, **tables: list[dict[str, Any]]) -> Path:
+    return write_release(tmp_path / "raw", {**TABLES, **tables})
