@@ -45,6 +45,9 @@ from flame_moe.schema import Modality, Task
 BLOCK = 4096
 """Stays that are held in memory at a time."""
 
+_ALWAYS = ("vitals", "labs")
+"""Modalities that every patient of a unit has, so that their absence is a gap of the release."""
+
 Describe = Callable[[Release, EicuOptions], Modality | None]
 Build = Callable[[Reading, Modality], Part]
 _PARTS: dict[str, tuple[Describe, Build, str]] = {
@@ -93,21 +96,20 @@ def read(raw: Path | None, options: EicuOptions, funnel: Funnel, work: Work) -> 
     targets = {row[STAY]: _targets(row, options) for row in labels.iter_rows(named=True)}
     _absences(place, options, funnel, modalities)
     tally: Tally = Counter()
+    absent: Counter[str] = Counter()
     kept = 0
     for stays in reading.stays.iter_slices(BLOCK):
         found = {name: _observed(part, stays, options, tally) for name, part in parts.items()}
         for stay, subject in stays.select(STAY, "uniquepid").iter_rows():
             present = {name: rows[stay] for name, rows in found.items() if stay in rows}
-            for name in found.keys() - present.keys():
-                tally[f"stay without a usable row in the window: modality {name} absent (it may exist elsewhere)"] += 1
             if options.event_rules == "code" and "events" in found and "events" not in present:
                 continue
             kept += 1
+            absent.update(found.keys() - present.keys())
             yield Sample(str(stay), subject, present, targets[stay])
     if options.event_rules == "code" and "events" in parts:
         funnel.rule(f"has {_eicu_events.FEWEST} to {_eicu_events.MOST} events before the prediction", kept)
-    for text in sorted(text for text in tally if tally[text]):
-        funnel.count(text, tally[text])
+    _defects(funnel, tally, absent, kept)
 
 
 def split(options: EicuOptions) -> SplitSpec:
@@ -152,6 +154,16 @@ def _absences(place: Release, options: EicuOptions, funnel: Funnel, modalities: 
         funnel.count("table hospital absent: beds and teaching status left out")
     if options.apache and options.hours < _eicu_static.APACHE_HOURS:
         funnel.count(f"apache left out: its 24 h reach beyond the prediction at {options.hours} h")
+
+
+def _defects(funnel: Funnel, tally: Tally, absent: Counter[str], kept: int) -> None:
+    """Tell the funnel what was mended, and which modalities stays lack."""
+    for text in sorted(text for text in tally if tally[text]):
+        funnel.count(text, tally[text])
+    for name, count in sorted(absent.items()):
+        funnel.count(f"stay without a usable row in the window: modality {name} absent", count)
+        if name in _ALWAYS and 2 * count > kept:
+            funnel.count(f"{name} absent in most stays: the table may be a subset, values taken all the same", count)
 
 
 SOURCE = Source(
