@@ -138,6 +138,24 @@ def prepare(
 
 
 @app.command()
+def init(
+    raw: Annotated[Path, typer.Argument(metavar="RAW_DIR", help="A folder of your own tables, arrays and files.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default RAW_DIR/flame.toml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Look at a folder of your own and draft its description, to be corrected and read by `flame prepare folder`.
+
+    \b
+    Examples:
+      flame init mydata
+      flame prepare folder mydata stores/mine
+    """
+    from flame_moe.data.sources.folder import write_draft
+
+    typer.echo(f"Draft: {write_draft(raw, out, overwrite=overwrite)}. Read and correct it before use.")
+
+
+@app.command()
 def describe(store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a sample store.")]) -> None:
     """Show what a sample store holds: cohort, splits, labels, missing modalities.
 

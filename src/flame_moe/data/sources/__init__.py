@@ -18,6 +18,7 @@ _SOURCES: dict[str, str] = {
     "digits": "flame_moe.data.sources.digits",
     "eicu": "flame_moe.data.sources.eicu",
     "embed": "flame_moe.data.sources.embed",
+    "folder": "flame_moe.data.sources.folder",
     "join": "flame_moe.data.sources.join",
     "meds": "flame_moe.data.sources.meds",
     "mtsamples": "flame_moe.data.sources.mtsamples",
