@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from flame_moe.batch import Sample
+from flame_moe.cli import app
 from flame_moe.data.check import check_sample
 from flame_moe.data.codes import code_id
 from flame_moe.data.funnel import Funnel
@@ -199,6 +201,39 @@ def test_arrays_texts_and_pictures_by_sample_id(tmp_path: Path) -> None:
     }
 
 
+def test_arrays_of_pictures_tables_and_series(tmp_path: Path) -> None:
+    description = f"""{HEAD}
+    [modalities.scan]
+    kind = "image"
+    file = "scan.npz"
+    shape = [2, 2, 1]
+    [modalities.genes]
+    kind = "table"
+    file = "genes.npz"
+    [modalities.curve]
+    kind = "series"
+    file = "curve.npz"
+    unit = "minutes"
+    columns = ["x", "y"]
+    """
+    raw = folder(tmp_path, description)
+    np.savez(raw / "scan.npz", a=np.arange(8, dtype=np.uint8).reshape(2, 2, 2), b=np.full((2, 2), 7, np.uint8))
+    np.savez(raw / "genes.npz", a=np.array([1.0, np.nan, 3.0]))
+    np.savez(raw / "curve.npz", **{"b": np.array([[1, np.nan], [np.nan, np.nan], [2, 3]]), "b.times": [0, 60, 600]})
+    found = read(raw)
+    assert found["a"].modalities["scan"].values.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert found["b"].modalities["scan"].values.tolist() == [[7] * 4]
+    assert found["a"].modalities["genes"].observed.tolist() == [[True, False, True]]
+    assert found["b"].modalities["curve"].values.tolist() == [[1, 0], [2, 3]]
+    assert found["b"].modalities["curve"].times.tolist() == [0, 1]
+    np.savez(raw / "curve.npz", **{"b": np.ones((1, 2)), "b.times": [601]})
+    with pytest.raises(DataError, match="times of 'b' are not in 0 to 10 h"):
+        read(raw)
+    np.savez(raw / "scan.npz", a=np.zeros((2, 2)))
+    with pytest.raises(DataError, match=r"the array is float64 \(2, 2\), no uint8 pictures"):
+        read(raw)
+
+
 def test_records_and_volumes_of_the_open_data(tmp_path: Path, shared_data: Path) -> None:
     pytest.importorskip("wfdb")
     pytest.importorskip("nibabel")
@@ -329,7 +364,8 @@ def test_a_draft_works_as_it_is_and_keeps_outcomes_out_of_the_inputs(tmp_path: P
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     np.savez(tmp_path / "scan.npz", **{f"s{i}": np.full((2, 3), i, dtype=float) for i in range(60)})
-    write_draft(tmp_path)
+    done = CliRunner().invoke(app, ["init", str(tmp_path)])
+    assert (done.exit_code, "Read and correct it" in done.output) == (0, True)
     modalities, tasks = SOURCE.describe(tmp_path, FolderOptions())
     assert {m.name: m.kind for m in modalities} == {
         "static": "table",
