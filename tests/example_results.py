@@ -20,6 +20,7 @@ from flame_moe.results import (
     Funnel,
     FunnelStep,
     Missingness,
+    Pattern,
     Prevalence,
     Results,
     Routing,
@@ -311,5 +312,10 @@ def _data(tasks: list[Task], rng: np.random.Generator) -> DataSummary:
             Missingness(modality="labs", present=0.973, observed=0.082),
             Missingness(modality="notes", present=0.614),
             Missingness(modality="static", present=1.0, observed=0.842),
+        ),
+        patterns=(
+            Pattern(modalities=("vitals", "labs", "notes", "static"), samples=5641),
+            Pattern(modalities=("vitals", "labs", "static"), samples=3546),
+            Pattern(modalities=("vitals", "static"), samples=255),
         ),
     )

@@ -13,16 +13,17 @@ ROOT = Path(flame_moe.__file__).parent
 
 # Room -> the rooms it may import from. What is not named here does not exist.
 FOUNDATION = {"errors", "schema", "batch", "files"}
-RESULTS = {"errors", "schema", "files", "results", "progression"}
+RESULTS = {"errors", "schema", "files", "profile", "results", "progression"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "schema": {"errors"},
     "batch": {"errors"},
-    "results": {"errors", "schema", "files"},
+    "profile": {"errors", "schema"},
+    "results": {"errors", "schema", "files", "profile"},
     "environment": {"results"},
     "progression": {"errors", "schema", "results"},
-    "data": FOUNDATION,
+    "data": FOUNDATION | {"profile"},
     "nn": {"errors", "schema", "batch"},
     "training": FOUNDATION | {"data", "nn", "results"},
     "continual": FOUNDATION | {"data", "nn", "training"},

@@ -16,6 +16,7 @@ from flame_moe.analysis.footprint import footprint
 from flame_moe.analysis.routing import fingerprints
 from flame_moe.continual.learner import LearnedStage, Learner
 from flame_moe.data.loader import Loader
+from flame_moe.data.profile import PATTERNS, all_patterns
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
 from flame_moe.environment import environment
@@ -232,6 +233,7 @@ def data_summary(store: Store) -> r.DataSummary:
         funnel=r.Funnel.parse(plain["funnel"], where="funnel"),
         prevalence=tuple(prevalence),
         missingness=tuple(missingness),
+        patterns=tuple(all_patterns(store)[:PATTERNS]),
     )
 
 

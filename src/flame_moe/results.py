@@ -7,14 +7,17 @@ is `null` in the file and NaN in memory; infinity is refused.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from flame_moe.errors import DataError
 from flame_moe.files import write_text
+from flame_moe.profile import Count, Number, Share
+from flame_moe.profile import Funnel as Funnel
+from flame_moe.profile import FunnelStep as FunnelStep
+from flame_moe.profile import Pattern as Pattern
 from flame_moe.schema import Description, Name, Task, TaskKind
 
 FORMAT: Final = "flame-moe-results"
@@ -24,17 +27,6 @@ PRIMARY: dict[TaskKind, str] = {"binary": "auroc", "multiclass": "auroc", "multi
 LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
 
 
-def _not_infinite(value: float) -> float:
-    if math.isinf(value):
-        raise ValueError("infinity is not a result")
-    return value
-
-
-Number = Annotated[
-    float, BeforeValidator(lambda value: math.nan if value is None else value), AfterValidator(_not_infinite)
-]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
 Phase = Literal["committed", "full_rank"]
 Part = Literal["encoders", "experts", "attention", "routers", "heads"]
 
@@ -162,22 +154,6 @@ class Commit(Description):
     relative_error: Number
 
 
-class FunnelStep(Description):
-    """One rule of the cohort and the samples before and after it."""
-
-    text: str
-    before: Count
-    after: Count
-    dropped: Count
-
-
-class Funnel(Description):
-    """How raw records became samples (`flame_moe.data.funnel.Funnel.plain`)."""
-
-    steps: tuple[FunnelStep, ...] = ()
-    counts: dict[str, Count] = Field(default_factory=dict)
-
-
 class Prevalence(Description):
     """Labelled samples of a task in a split, and the share of each class among them."""
 
@@ -204,6 +180,7 @@ class DataSummary(Description):
     funnel: Funnel = Funnel()
     prevalence: tuple[Prevalence, ...] = ()
     missingness: tuple[Missingness, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
 
 
 class Comparison(Description):

@@ -165,6 +165,21 @@ class Store:
             lengths=lengths,
         )
 
+    def times(self, modality: str, indices: ArrayLike) -> NDArray[np.float32]:
+        """(steps,) times of several samples, packed; values are not touched.
+
+        Raises:
+            DataError: if the modality is unknown or has no times.
+        """
+        if not self.modalities[self._known(modality)].has_times:
+            raise DataError(f"modality '{modality}' has no times", where=str(self.path))
+        wanted = np.asarray(indices, dtype=np.int64)
+        starts = self._array(f"modalities/{modality}/offsets.bin")[wanted]
+        times: NDArray[np.float32] = self._array(f"modalities/{modality}/times.bin")[
+            spread(starts, self.lengths(modality, wanted))
+        ]
+        return times
+
     def sample(self, index: int) -> Sample:
         """One sample in natural units, zero where not observed.
 
