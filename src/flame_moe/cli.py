@@ -156,17 +156,27 @@ def init(
 
 
 @app.command()
-def describe(store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a sample store.")]) -> None:
-    """Show what a sample store holds: cohort, splits, labels, missing modalities.
+def describe(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a sample store.")],
+    report: Annotated[Path | None, typer.Option("--report", help="An .html file to write, with pictures.")] = None,
+) -> None:
+    """Show what a sample store holds: cohort, splits, labels, missing modalities; with pictures in a page.
 
     \b
-    Example:
+    Examples:
       flame describe stores/digits
+      flame describe stores/digits --report digits.html
     """
     from flame_moe.cli_show import output, show_store
     from flame_moe.data.store import Store
 
-    show_store(output(), Store.open(store))
+    opened = Store.open(store)
+    show_store(output(), opened)
+    if report is not None:
+        from flame_moe.data.profile import profile
+        from flame_moe.report import write_store_report
+
+        typer.echo(f"Report: {write_store_report(profile(opened), report)}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flame_moe.progression import Progression, progression
+from flame_moe.report.store_figures import funnel, patterns
 from flame_moe.report.svg import (
     INK,
     MUTED,
@@ -276,6 +277,19 @@ def training(results: Results) -> Picture | None:
     )
 
 
+def cohort(results: Results) -> Picture | None:
+    """How raw records became samples."""
+    return None if results.data is None else funnel(results.data.funnel.steps)
+
+
+def missing(results: Results) -> Picture | None:
+    """Which modalities samples have together."""
+    if results.data is None or results.data.samples is None:
+        return None
+    names = [row.modality for row in results.data.missingness]
+    return patterns(results.data.patterns, names, results.data.samples)
+
+
 def _legend(figure: Figure, ax: Axes, *, reverse: bool = False) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if reverse:
@@ -290,6 +304,8 @@ DRAWN: dict[str, Callable[[Results], Picture | None]] = {
     "routing": routing,
     "calibration": calibration,
     "training": training,
+    "funnel": cohort,
+    "patterns": missing,
 }
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
 
 from flame_moe.files import write_text
 from flame_moe.progression import progression
 from flame_moe.report import figures, tables
 from flame_moe.report.glossary import GLOSSARY
+from flame_moe.report.html import environment, inline, style
 from flame_moe.report.tables import change
 from flame_moe.results import PRIMARY, Results
 
@@ -38,19 +35,13 @@ def write_report(results: Results, path: str | Path) -> Path:
 
 def render(results: Results) -> str:
     """The page as text. Everything that comes from the results is escaped."""
-    room = files("flame_moe.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["breakable"] = _breakable
-    template = environment.from_string(room.joinpath("template.html").read_text(encoding="utf-8"))
+    template = environment().get_template("template.html")
     return template.render(
-        style=Markup(room.joinpath("style.css").read_text(encoding="utf-8")),
+        style=style(),
         results=results,
         sentence=_sentence(results),
         tiles=_tiles(results),
-        figures={
-            name: None if drawn is None else {"svg": Markup(drawn.svg), "caption": drawn.caption}
-            for name, drawn in figures.draw(results).items()
-        },
+        figures=inline(figures.draw(results)),
         performance=tables.performance(results),
         transfer=tables.transfer(results),
         drift=tables.drift(results),
@@ -62,11 +53,6 @@ def render(results: Results) -> str:
         recipe=json.dumps(results.recipe, indent=2, ensure_ascii=False),
         glossary=GLOSSARY,
     )
-
-
-def _breakable(text: str) -> Markup:
-    """Escaped text whose long snake_case names may break after an underscore."""
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
 
 
 def _sentence(results: Results) -> str:
