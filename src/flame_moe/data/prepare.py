@@ -66,7 +66,7 @@ def prepare(
     funnel = Funnel()
     work = Work(Path(out).with_name(f".{Path(out).name}.steps"), say)
     writer = StoreWriter(
-        out, source=source_name, options=chosen.plain(), modalities=modalities, tasks=tasks, overwrite=overwrite
+        out, source=source.name, options=chosen.plain(), modalities=modalities, tasks=tasks, overwrite=overwrite
     )
     with writer:
         for sample in source.read(folder, chosen, funnel, work):

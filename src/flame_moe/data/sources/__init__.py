@@ -24,6 +24,7 @@ _SOURCES: dict[str, str] = {
     "folder": "flame_moe.data.sources.folder",
     "join": "flame_moe.data.sources.join",
     "meds": "flame_moe.data.sources.meds",
+    "mimic_iv": "flame_moe.data.sources.mimic_iv",
     "mnist": "flame_moe.data.sources.mnist",
     "mtsamples": "flame_moe.data.sources.mtsamples",
     "oasis": "flame_moe.data.sources.oasis",
@@ -40,13 +41,16 @@ def source_names() -> tuple[str, ...]:
 def get_source(name: str) -> Source[Any]:
     """The source of that name.
 
+    A hyphen stands for an underscore: `mimic-iv` is `mimic_iv`.
+
     Raises:
         DataError: if there is none; the message names the nearest.
 
     Example:
-        >>> get_source("digits").needs_raw
-        False
+        >>> get_source("digits").needs_raw, get_source("mimic-iv").name
+        (False, 'mimic_iv')
     """
+    name = name.replace("-", "_")
     if name not in _SOURCES:
         raise DataError(f"unknown source '{name}'", mend=nearest(name, _SOURCES))
     source: Source[Any] = importlib.import_module(_SOURCES[name]).SOURCE
