@@ -509,9 +509,11 @@ def store(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return prepare("mimic_iv", demo, tmp_path_factory.mktemp("mimic") / "store")
 
 
-def table(demo: Path, name: str, **types: Any) -> pl.DataFrame:
+def table(demo: Path, name: str, columns: list[str] | None = None, **types: Any) -> pl.DataFrame:
     (path,) = demo.glob(f"*/{name}.csv.gz")
-    return pl.read_csv(path, infer_schema_length=None, schema_overrides=types, try_parse_dates=True)
+    found = pl.read_csv(path, columns=columns, infer_schema_length=5000, schema_overrides=types)
+    times = [name for name in found.columns if name.endswith("time")]
+    return found.with_columns(pl.col(times).cast(pl.String).str.to_datetime("%Y-%m-%d %H:%M:%S"))
 
 
 def demo_stays(demo: Path) -> pl.DataFrame:
@@ -534,8 +536,27 @@ def test_the_demo_has_its_known_cohort(store: Store) -> None:
         "static": 128,
         "triage": 60,
         "complaint": 71,
-        "diagnoses": 55,
+        "diagnoses": 54,
     }
+
+
+def test_earlier_codes_and_triage_of_the_demo_are_those_of_plain_queries(demo: Path, store: Store) -> None:
+    stays = demo_stays(demo)
+    admissions = table(demo, "hosp/admissions").select("subject_id", past="hadm_id", end="dischtime")
+    coded = table(demo, "hosp/diagnoses_icd", icd_code=pl.String).select(past="hadm_id")
+    past = stays.join(admissions, on="subject_id").filter(pl.col("end") <= pl.col("admittime"))
+    codes = past.join(coded, on="past")
+    everyone = np.arange(len(store))
+    assert codes["hadm_id"].n_unique() == 54
+    assert len(store.gather("diagnoses", everyone).values) == codes.height
+    visits = table(demo, "ed/edstays", hadm_id=pl.Int64).select("hadm_id", arrived="intime", visit="stay_id")
+    visits = visits.join(stays, on="hadm_id").filter(pl.col("arrived") <= pl.col("intime"))
+    triage = table(demo, "ed/triage").rename({"stay_id": "visit"})
+    last = visits.sort("arrived").group_by("hadm_id").last().select("visit").join(triage, on="visit")
+    found = store.gather("triage", everyone)
+    assert found.observed is not None
+    assert int(found.observed[:, -1].sum()) == last["acuity"].count()
+    assert sorted(found.values[found.observed[:, 1], 1].tolist()) == sorted(last["heartrate"].drop_nulls().to_list())
 
 
 def test_the_labels_of_the_demo_are_those_of_plain_queries(demo: Path, store: Store) -> None:
@@ -588,8 +609,8 @@ DEMO_PHENOTYPES = [39, 6, 11, 44, 31, 20, 33, 13, 30, 39, 20, 30, 65, 53, 48, 14
 def test_the_events_of_the_demo_are_those_of_plain_queries(demo: Path, store: Store) -> None:
     stays = demo_stays(demo).select("stay_id", "intime", "outtime", subject="subject_id")
     end = pl.min_horizontal(pl.col("intime") + pl.duration(hours=48), pl.col("outtime"))
-    charted = table(demo, "icu/chartevents", value=pl.String, valuenum=pl.Float64).join(stays, on="stay_id")
-    charted = charted.filter(pl.col("itemid") == HR, pl.col("valuenum").is_between(10, 300))
+    charted = table(demo, "icu/chartevents", ["stay_id", "charttime", "itemid", "valuenum"], valuenum=pl.Float64)
+    charted = charted.filter(pl.col("itemid") == HR, pl.col("valuenum").is_between(10, 300)).join(stays, on="stay_id")
     rates = charted.filter(pl.col("charttime").is_between(pl.col("intime"), end))
     vitals = store.gather("vitals", np.arange(len(store)))
     assert vitals.observed is not None
@@ -597,7 +618,7 @@ def test_the_events_of_the_demo_are_those_of_plain_queries(demo: Path, store: St
     assert int(vitals.observed[:, 0].sum()) == mean.height == 5567
     assert float(vitals.values[vitals.observed[:, 0], 0].sum()) == pytest.approx(mean["valuenum"].sum())
     known = pl.col("storetime") <= end
-    measured = table(demo, "hosp/labevents", value=pl.String, comments=pl.String, storetime=pl.Datetime)
+    measured = table(demo, "hosp/labevents", ["subject_id", "charttime", "storetime", "itemid"])
     measured = measured.join(stays, left_on="subject_id", right_on="subject")
     inside = pl.col("charttime").is_between(pl.col("intime"), end) & known
     creatinine = measured.filter(pl.col("itemid").is_in([CREATININE, 52024, 52546]), inside)
@@ -647,3 +668,12 @@ def test_reading_in_parts_changes_nothing(
     parts = prepare("mimic_iv", demo, tmp_path / "store")
     assert parts.manifest["files"] == store.manifest["files"]
     assert parts.manifest["funnel"] == store.manifest["funnel"]
+
+
+def test_the_documented_channels_are_those_of_the_code() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs/sources/mimic_iv.md").read_text(encoding="utf-8")
+    for c in (*VITALS, *LABS):
+        items = ", ".join(map(str, c.items))
+        assert f"| `{c.name}` | {c.unit} | {c.low:g} to {c.high:g} | {items}" in page
+    for option in MimicIvOptions.model_fields:
+        assert f"`{option}`" in page

@@ -99,7 +99,8 @@ def reports(
     """Reads reports as a modality of kind timed; each is taken to be known `delay` hours after its study."""
 
     def read(first: int, end: int) -> dict[int, Observation]:
-        found = _part(frame, first, end, window, name).unique("study_id").sort("order", "seconds", "study_id")
+        found = _part(frame, first, end, window, name).sort("order", "seconds", "study_id")
+        found = found.unique(("order", "study_id"), keep="first", maintain_order=True)
         found = found.with_columns(pl.col("seconds") + round(delay * HOUR))
         known = found.filter(pl.col("seconds") <= pl.col("end"))
         tally[f"{name}: taken to be written after the prediction time"] += found.height - known.height

@@ -153,9 +153,9 @@ def _rows(path: Path, channels: Sequence[Channel], *, arterial: bool = False) ->
     """Rows of the items of these channels."""
     items = item_table(channels, arterial=arterial)
     columns = {name: kind for name, kind in _CHART.items() if name != "stay_id" or channels is VITALS}
-    frame = scan_table(path, columns, optional=("storetime", "value", "valueuom"))
-    wanted = frame.filter(pl.col("itemid").is_in(items["itemid"].to_list()), pl.col("charttime").is_not_null())
-    return wanted.join(items.lazy(), on="itemid")
+    keep = {"itemid": items["itemid"].to_list()}
+    frame = scan_table(path, columns, optional=("storetime", "value", "valueuom"), keep=keep)
+    return frame.filter(pl.col("charttime").is_not_null()).join(items.lazy(), on="itemid")
 
 
 def _judged(rows: pl.LazyFrame, channels: Sequence[Channel], faults: Mapping[str, pl.Expr]) -> pl.LazyFrame:

@@ -108,6 +108,7 @@ def _elect(categories: Iterable[str | None]) -> str | None:
     return next((ccs for ccs in best if ccs in POSITION), best[0])
 
 
+@lru_cache(maxsize=1)
 def _equivalents() -> dict[str, tuple[list[str], list[str]]]:
     """ICD-10-CM code -> the parts of its combinations, and its alternatives, in ICD-9-CM."""
     found: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
