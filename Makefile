@@ -32,9 +32,13 @@ evidence: $(READY)  ## the table of real patients: make evidence RAW=folder-with
 	test -d stores/physionet2012 || $(BIN)/flame prepare physionet2012 $(RAW) stores/physionet2012
 	OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.controls physionet2012 stores/physionet2012 \
 		runs/evidence --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.folded physionet2012 stores/physionet2012 \
+		runs/evidence --workers $(WORKERS)
 
-bench: $(READY)  ## share of loading in a training step, and memory against the size of the data
+bench: $(READY)  ## share of loading in a training step, memory against the size of the data, tables, encoders
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/tables.py 10
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/encoders.py
 
 wheel: $(READY)  ## dist/flame_moe-*.whl
 	$(BIN)/python -m build --no-isolation --wheel

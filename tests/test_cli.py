@@ -45,7 +45,7 @@ bootstrap = 20
 [method]
 rank = 2
 """
-COMMANDS = ("demo", "prepare", "describe", "run", "extend", "evaluate", "predict", "report")
+COMMANDS = ("demo", "init", "prepare", "describe", "run", "extend", "evaluate", "predict", "report")
 
 
 def flame(*words: object) -> Result:

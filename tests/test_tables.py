@@ -93,7 +93,10 @@ def test_a_finished_step_is_not_redone_unless_what_it_depends_on_changes(tmp_pat
     assert said == ["t", "t"]
     table(tmp_path, "t.csv", LONG + b"7,,,\n")
     assert step(1) == 50_001
-    assert list(work.inputs(tmp_path)) == ["t.csv"]
+    (tmp_path / "labels").mkdir()
+    work.note(table(tmp_path / "labels", "t.csv", HEADER))
+    assert list(work.inputs(tmp_path)) == ["labels/t.csv", "t.csv"]
+    assert list(work.inputs(tmp_path / "labels")) == ["../t.csv", "t.csv"]
     work.clear()
     assert not (tmp_path / "steps").exists()
 

@@ -79,11 +79,11 @@ class Work:
         return path
 
     def inputs(self, root: Path) -> dict[str, dict[str, Any]]:
-        """Bytes and SHA-256 of every file noted, by its path below `root`."""
+        """Bytes and SHA-256 of every file noted, by its path from `root` (`../labels/a.parquet` for one beside it)."""
         found = {}
         for path in self._inputs:
             self.say(f"hashing {path.name}")
-            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+            name = Path(os.path.relpath(path, root)).as_posix()
             found[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         return dict(sorted(found.items()))
 
