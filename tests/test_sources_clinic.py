@@ -15,6 +15,7 @@ from flame_moe.data.sources import get_source
 from flame_moe.data.sources._clinic_truth import best_auroc, correlation
 from flame_moe.data.sources.clinic import ClinicOptions, read, truth
 from flame_moe.data.store import Store
+from flame_moe.data.work import Work
 from flame_moe.errors import RecipeError
 
 NINE = ["ihm", "los", "pheno", "rad", "mor", "birads", "risk", "density", "diag"]
@@ -78,7 +79,7 @@ def test_sharing_correlates_the_tasks(tmp_path: Path) -> None:
             signal={"rad": {"t2": 3.0}, "mor": {"t2": 3.0}},
         )
         assert truth(options)["correlation"]["rad"]["mor"] == pytest.approx(sharing)
-        samples = list(read(None, options, Funnel()))
+        samples = list(read(None, options, Funnel(), Work(".steps")))
         rad, mor = (np.array([s.targets[t][0] for s in samples]) for t in ("rad", "mor"))
         return float(np.corrcoef(rad, mor)[0, 1])
 
@@ -106,20 +107,20 @@ def test_subjects_come_back_and_resemble_themselves(vectors: Store) -> None:
 
 
 def test_few_samples_are_the_first_of_many() -> None:
-    few = list(read(None, ClinicOptions(samples=5), Funnel()))
-    many = list(read(None, ClinicOptions(samples=9), Funnel()))
+    few = list(read(None, ClinicOptions(samples=5), Funnel(), Work(".steps")))
+    many = list(read(None, ClinicOptions(samples=9), Funnel(), Work(".steps")))
     by_id = {s.id: s for s in many}
     for sample in few:
         for name, part in sample.modalities.items():
             np.testing.assert_array_equal(part.values, by_id[sample.id].modalities[name].values)
         for name, target in sample.targets.items():
             np.testing.assert_array_equal(target, by_id[sample.id].targets[name])
-    other = next(read(None, ClinicOptions(samples=5, seed=1), Funnel()))
+    other = next(read(None, ClinicOptions(samples=5, seed=1), Funnel(), Work(".steps")))
     assert not np.array_equal(other.modalities["ts"].values, few[0].modalities["ts"].values)
 
 
 def test_samples_are_made_one_at_a_time() -> None:
-    stream = read(None, ClinicOptions(samples=10**9), Funnel())
+    stream = read(None, ClinicOptions(samples=10**9), Funnel(), Work(".steps"))
     assert next(stream).id == "mimic_0_0"
 
 
