@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flame_moe.nn.encoders import CodeEncoder, ImageEncoder, WaveformEncoder
 from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm
@@ -116,9 +116,9 @@ def naive_waveform(net: WaveformEncoder, signal: Tensor, cursor: int) -> Tensor:
     return torch.stack([net.out(torch.stack([x[:, i] for i in steps]).mean(0), cursor) for steps in bins])
 
 
-def _naive_residual(stem: StackedConv, blocks: object, norm: StackedGroupNorm, x: Tensor, cursor: int) -> Tensor:
+def _naive_residual(stem: StackedConv, blocks: nn.ModuleList, norm: StackedGroupNorm, x: Tensor, cursor: int) -> Tensor:
     x = _naive_conv(stem, x, cursor)
-    for block in blocks:  # type: ignore[attr-defined]
+    for block in blocks:
         assert isinstance(block, Residual)
         h = _naive_conv(block.first, F.relu(_naive_norm(block.before, x, cursor)), cursor)
         h = _naive_conv(block.second, F.relu(_naive_norm(block.between, h, cursor)), cursor)
