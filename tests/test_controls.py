@@ -77,7 +77,7 @@ def test_the_published_comparison_has_five_seeds_of_the_default_and_three_of_the
 
 def test_folded_differences_are_those_of_the_kept_predictions(done: tuple[Path, Path], tiny_store: Store) -> None:
     recipe, out = done
-    variants = [v for v in folded.FOLDED if v.name in ("stream", "no_moe", "logistic")]
+    variants = [v for v in folded.FOLDED if v.name in ("stream", "no_moe", "logistic", "stream-0.5", "encoders-0.5")]
     folded.run(str(recipe), str(tiny_store.path), str(out), folds=2, variants=variants)
     named = {v.label: v.name for v in variants}
     found = json.loads((out / "folded.json").read_text())["rows"]
@@ -97,4 +97,8 @@ def test_folded_differences_are_those_of_the_kept_predictions(done: tuple[Path, 
     assert gap[0] == pytest.approx(np.mean(areas["stream"]) - np.mean(areas["logistic"]))
     assert gap[1] < gap[0] < gap[2]
     assert rows["stream"]["death"]["difference"] is None
+    assert rows["stream-0.5"]["death"]["difference"] is None, "a row with less data is compared with its equals"
+    assert rows["stream-0.5"]["death"]["folds"] != rows["stream"]["death"]["folds"]
+    less = np.array(rows["stream-0.5"]["death"]["folds"]) - np.array(rows["encoders-0.5"]["death"]["folds"])
+    assert rows["encoders-0.5"]["death"]["difference"][0] == pytest.approx(less.mean())
     assert f"{rows['no_moe']['death']['mean']:.4f}" in (out / "folded.md").read_text()

@@ -40,6 +40,19 @@ def test_judging_tests_every_sample_once_and_keeps_subjects_together(tiny_store:
         assert float(scaled[:, 0][values.observed[:, 0]].mean()) == pytest.approx(0, abs=1e-4)
 
 
+def test_a_share_of_the_training_subjects_is_part_of_every_larger_share(tiny_store: Store) -> None:
+    whole, half, quarter = (judging_fold(tiny_store, 0, 5, share=share) for share in (1.0, 0.5, 0.25))
+    subjects = np.array(tiny_store.subjects(np.arange(len(tiny_store))))
+    learned = [set(subjects[view.splits == TRAIN]) for view in (whole, half, quarter)]
+    assert learned[0] > learned[1] > learned[2]
+    assert len(learned[1]) == round(0.5 * len(learned[0]))
+    for view in (half, quarter):
+        for part in (VAL, TEST):
+            assert np.array_equal(view.splits == part, whole.splits == part)
+        assert set(view.indices("death", "train")) <= set(whole.indices("death", "train"))
+    assert Preprocessor.from_store(half).plain() != Preprocessor.from_store(whole).plain()
+
+
 def test_statistics_of_a_fold_are_those_of_its_training_samples(tiny_store: Store) -> None:
     view = fold(tiny_store, 0, 3)
     values = view.gather("vitals", view.indices(split="train"))

@@ -204,7 +204,7 @@ class ModelConfig(Description):
     preset: Preset = "residual"
     width: Annotated[int, Field(ge=4)] = 64
     heads: Annotated[int, Field(ge=1)] = 4
-    blocks: Annotated[int, Field(ge=1)] = 1
+    blocks: Annotated[int, Field(ge=0)] = 1
     experts: Annotated[int, Field(ge=1)] = 8
     top_k: Annotated[int, Field(ge=1)] = 2
     hidden: Annotated[int, Field(ge=1)] = 128

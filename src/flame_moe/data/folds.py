@@ -14,6 +14,7 @@ from flame_moe.errors import DataError
 from flame_moe.schema import SPLITS
 
 TRAIN, VAL, TEST = range(len(SPLITS))
+OUT = -1
 _VALIDATES = 8
 
 
@@ -38,7 +39,7 @@ def fold(store: Store, number: int, of: int, seed: int = 0) -> Store:
     return _view(store, splits)
 
 
-def judging_fold(store: Store, number: int, of: int, seed: int = 0) -> Store:
+def judging_fold(store: Store, number: int, of: int, seed: int = 0, share: float = 1.0) -> Store:
     """A view of a store in which one fold of all subjects tests, an eighth of the others validates and the rest train.
 
     With five folds the shares are those of the usual split, 70/10/20, and every sample is tested in exactly one fold.
@@ -48,6 +49,8 @@ def judging_fold(store: Store, number: int, of: int, seed: int = 0) -> Store:
         number: which fold, 0 <= number < of.
         of: how many folds.
         seed: decides which subject is in which fold.
+        share: of the training subjects, to see what more data would bring; the others are in no split at all.
+            A smaller share is part of every larger one.
 
     Raises:
         DataError: if there is no such fold.
@@ -56,7 +59,10 @@ def judging_fold(store: Store, number: int, of: int, seed: int = 0) -> Store:
     held = _deal(subjects, number, of, seed)
     tested = np.isin(subjects, held)
     validates = np.isin(subjects, _deal(subjects[~tested], 0, _VALIDATES, seed + 1))
-    return _view(store, np.where(tested, TEST, np.where(validates, VAL, TRAIN)))
+    splits = np.where(tested, TEST, np.where(validates, VAL, TRAIN))
+    learned = np.random.default_rng(seed + 2).permutation(np.unique(subjects[splits == TRAIN]))
+    left = learned[max(1, round(share * len(learned))) :]
+    return _view(store, np.where(np.isin(subjects, left), OUT, splits))
 
 
 def _subjects(store: Store) -> NDArray[np.str_]:

@@ -53,6 +53,7 @@ class Variant:
         changes: to the recipe, as `flame_moe.recipes.load_recipe` takes them.
         arrange: the recipe's stages as they are, only the first, all tasks in one stage, or each task by itself.
         baseline: a scikit-learn control on the tables instead of a network.
+        share: of the training subjects that it learns from (in folds only).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Variant:
     changes: tuple[str, ...] = ()
     arrange: Literal["stages", "first", "joint", "alone"] = "stages"
     baseline: Kind | None = None
+    share: float = 1.0
 
 
 VARIANTS = (
@@ -95,7 +97,9 @@ class Job:
     def split(self) -> Store:
         """The store as this job learns and tests on it."""
         store = Store.open(self.store)
-        return store if self.fold is None else judging_fold(store, self.fold, self.folds)
+        if self.fold is None:
+            return store
+        return judging_fold(store, self.fold, self.folds, share=self.variant.share)
 
 
 def work(job: Job) -> None:

@@ -29,15 +29,27 @@ from flame_moe.schema import Task
 from flame_moe.training import weighted
 
 _RESAMPLES, _TINY = 2000, 1e-9
-BALANCED = Variant(
-    "balanced",
-    "FLAME, routers balanced harder, no interaction loss",
-    changes=("model.balance=0.3", "model.interaction=0.0"),
+PUBLISHED = Variant(
+    "published",
+    "FLAME, the paper's balance and interaction coefficients",
+    changes=("model.balance=0.01", "model.interaction=0.1"),
 )
-FOLDED = tuple(
+ENCODERS = Variant("encoders", "control: encoders and heads, no block at all", changes=("model.blocks=0",))
+_WHOLE = tuple(
     replace(v, seeds=1, arrange="first", label=v.label.replace("FLAME, stage by stage", "FLAME"))
-    for v in (VARIANTS[0], BALANCED, *VARIANTS[1:])
+    for v in (VARIANTS[0], PUBLISHED, *VARIANTS[1:], ENCODERS)
     if v.arrange == "stages"
+)
+SHARES = {0.25: "a quarter", 0.5: "half"}
+"""Learning curve: share of the training subjects -> what the table calls it."""
+FOLDED = (
+    *_WHOLE,
+    *(
+        replace(v, name=f"{v.name}-{share}", label=f"{text} of the training data: {v.label}", share=share)
+        for share, text in SHARES.items()
+        for v in _WHOLE
+        if v.name in ("stream", "no_moe", "encoders", "boosting")
+    ),
 )
 BLENDS = {"mean log-odds of FLAME and boosted trees": ("stream", "boosting")}
 """Label -> the variants whose log-odds are averaged: what each knows that the other does not."""
@@ -54,7 +66,7 @@ def run(
         out: folder for predictions and tables.
         folds: how many.
         workers: processes, one thread each.
-        variants: the rows; differences are taken from the first.
+        variants: the rows; differences are taken from the first that learns from the same share of the data.
     """
     jobs = [Job(v, k, recipe, store, out, fold=k, folds=folds) for k in range(folds) for v in variants]
     work_off(jobs, workers)
@@ -67,7 +79,9 @@ def run(
         label: {t.name: areas_of([[j for j in jobs if j.variant.name == n] for n in names], t) for t in tasks}
         for label, names in parts.items()
     }
-    rows = [_row(label, areas[label], areas[variants[0].label]) for label in parts]
+    firsts = {v.share: areas[v.label] for v in reversed(variants)}
+    shares = {v.label: v.share for v in variants}
+    rows = [_row(label, areas[label], firsts[shares.get(label, variants[0].share)]) for label in parts]
     document = {
         "recipe": load_recipe(recipe).plain() | {"data": None},
         "environment": environment().plain(),
@@ -116,8 +130,8 @@ def _row(label: str, areas: dict[str, Array], first: dict[str, Array]) -> dict[s
 
 
 def markdown(rows: Sequence[dict[str, object]], tasks: Sequence[Task]) -> str:
-    """Per task: mean AUROC over folds with its interval, and the first row minus each other with its interval."""
-    heads = [text for t in tasks for text in (f"{t.name} AUROC", "first row minus this one")]
+    """Per task: mean AUROC over folds with its interval, and FLAME minus each other, on equal data, with interval."""
+    heads = [text for t in tasks for text in (f"{t.name} AUROC", "FLAME minus this one")]
     lines = ["| model | " + " | ".join(heads) + " |", "|" + "---|" * (1 + len(heads))]
     for row in rows:
         found = row["tasks"]
