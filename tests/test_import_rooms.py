@@ -13,7 +13,7 @@ ROOT = Path(flame_moe.__file__).parent
 
 # Room -> the rooms it may import from. What is not named here does not exist.
 FOUNDATION = {"errors", "schema", "batch", "files"}
-RESULTS = {"errors", "schema", "files", "profile", "results", "progression"}
+RESULTS = {"errors", "schema", "files", "profile", "results", "progression", "measures"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -23,6 +23,7 @@ MAY: dict[str, set[str]] = {
     "results": {"errors", "schema", "files", "profile"},
     "environment": {"results"},
     "progression": {"errors", "schema", "results"},
+    "measures": {"results", "progression"},
     "data": FOUNDATION | {"profile"},
     "nn": {"errors", "schema", "batch"},
     "training": FOUNDATION | {"data", "nn", "results"},

@@ -7,20 +7,24 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from flame_moe.report import figures, summary_table, tables, write_report
+from flame_moe.measures import FORMULAS
+from flame_moe.progression import progression
+from flame_moe.report import figures, stream, summary_table, tables, write_report
 from flame_moe.report.page import render
 from flame_moe.results import Results
 from tests.example_results import MORTALITY, binary_task, example, nine_tasks, with_gaps
 
 SECTIONS = ["headline", "performance", "trajectories", "drift", "footprint", "routing", "calibration", "training"]
 SECTIONS += ["cohort", "method", "glossary"]
-FIGURES = ["trajectories", "drift", "footprint", "routing", "calibration", "training"]
+FIGURES = ["trajectories", "matrix", "drift", "footprint", "routing", "calibration", "training"]
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
 CASES = {
     "three stages": example(),
@@ -231,6 +235,33 @@ def test_texts_cannot_inject() -> None:
 
 def test_the_same_results_give_the_same_page() -> None:
     assert render(SMALL) == render(SMALL)
+
+
+def test_every_measure_stands_beside_its_formula_for_every_method() -> None:
+    results = CASES["three stages"]
+    table = stream.measured(results)
+    assert table is not None
+    assert all(escape(formula) in PAGES["three stages"] for formula in FORMULAS.values())
+    assert [(name, below) for name, below, _ in table.rows] == [
+        (name, metric) for metric in ("AUROC", "R2") for name in ("FLAME", "Fine-tuning")
+    ]
+    values = progression(results, "auroc", evaluations=results.comparison[0].evaluations).values
+    average, backward, *_ = table.rows[1][2]
+    assert average.text == f"{np.nanmean(values[:, -1]):.3f}"
+    assert backward.text == f"{((values[0, 2] - values[0, 0]) + (values[2, 2] - values[2, 1])) / 2:+.3f}".replace(
+        "-", "\u2212"
+    )
+
+
+def test_forward_transfer_is_shown_where_a_compared_method_learned_each_stage_alone() -> None:
+    results = CASES["three stages"]
+    alone = results.comparison[0].model_copy(update={"name": "separate"})
+    table = stream.measured(results.model_copy(update={"comparison": (alone,)}))
+    assert table is not None
+    mine, theirs = (progression(results, "auroc", evaluations=e).values for e in (None, alone.evaluations))
+    by_hand = ((mine[2, 1] - theirs[2, 1]) + (mine[3, 2] - theirs[3, 2])) / 2
+    assert table.rows[0][2][3].text == tables.change(by_hand)
+    assert stream.measured(CASES["one stage"]) is None
 
 
 def test_the_report_is_written_beside_nothing_else(tmp_path: Path) -> None:

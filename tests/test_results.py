@@ -14,9 +14,9 @@ from flame_moe import files
 from flame_moe.environment import environment
 from flame_moe.errors import DataError, RecipeError
 from flame_moe.files import write_text
-from flame_moe.progression import Progression, backward_transfer, forgetting, progression
+from flame_moe.progression import progression
 from flame_moe.results import Evaluation, Results
-from tests.example_results import MORTALITY, example, nine_tasks, with_gaps
+from tests.example_results import example, nine_tasks, with_gaps
 
 
 def edited(tmp_path: Path, **changes: object) -> Path:
@@ -113,34 +113,6 @@ def test_full_rank_evaluations_are_not_mixed_into_the_progression() -> None:
     wrong = [e.model_copy(update={"phase": "full_rank", "metrics": {"auroc": 0.0}}) for e in results.evaluations]
     mixed = results.model_copy(update={"evaluations": (*results.evaluations, *wrong)})
     assert np.array_equal(progression(mixed, "auroc").values, progression(results, "auroc").values, equal_nan=True)
-
-
-def made(metric: str, values: list[list[float]], learned: tuple[int, ...]) -> Progression:
-    table = np.array(values)
-    gap = np.full_like(table, np.nan)
-    return Progression(metric, tuple("abcd"[: len(table)]), learned, table, gap, gap)
-
-
-def test_backward_transfer_is_last_minus_when_learned() -> None:
-    table = made("auroc", [[0.8, 0.9, 0.7], [np.nan, 0.6, 0.65], [np.nan, np.nan, 0.5]], (0, 1, 2))
-    assert backward_transfer(table) == pytest.approx({"a": -0.1, "b": 0.05})
-
-
-def test_forgetting_is_best_minus_last() -> None:
-    table = made("auroc", [[0.8, 0.9, 0.7], [np.nan, 0.6, 0.65], [np.nan, np.nan, 0.5]], (0, 1, 2))
-    assert forgetting(table) == pytest.approx({"a": 0.2, "b": -0.05})
-
-
-def test_for_errors_lower_is_better_and_the_signs_turn() -> None:
-    table = made("rmse", [[2.0, 1.5, 3.0]], (0,))
-    assert backward_transfer(table) == {"a": -1.0}
-    assert forgetting(table) == {"a": 1.5}
-
-
-def test_one_stage_has_nothing_to_forget() -> None:
-    table = progression(example(((MORTALITY,),)), "auroc")
-    assert backward_transfer(table) == {}
-    assert forgetting(table) == {}
 
 
 def test_the_environment_says_what_ran() -> None:

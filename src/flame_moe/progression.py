@@ -1,7 +1,4 @@
-"""What happened to each task as later stages came: the task x stage table, backward transfer and forgetting.
-
-R[i, s] is the metric of task i on the split after stage s, t_i the stage in which task i was learned, T the last stage.
-"""
+"""What happened to each task as later stages came: the task x stage table R[i, s], metric of task i after stage s."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flame_moe.results import LOWER_IS_BETTER, Evaluation, Results
+from flame_moe.results import Evaluation, Results
 
 
 class Progression(NamedTuple):
@@ -50,36 +47,3 @@ def progression(
             values[place] = e.metrics[metric]
             low[place], high[place] = e.ci.get(metric, (np.nan, np.nan))
     return Progression(metric, tasks, tuple(results.learned_in(task) for task in tasks), values, low, high)
-
-
-def backward_transfer(table: Progression) -> dict[str, float]:
-    """What later stages did to each earlier task: R[i, T] - R[i, t_i] (Lopez-Paz and Ranzato 2017, eq. 3, per task).
-
-    Negative is forgetting. For errors (brier, ece, rmse, mae) the sign is turned, so that positive is always better.
-    Tasks of the last stage have no later stage and are left out.
-    """
-    return {
-        task: float(_sign(table) * (table.values[i, -1] - table.values[i, learned]))
-        for i, (task, learned) in enumerate(zip(table.tasks, table.learned, strict=True))
-        if learned < table.values.shape[1] - 1
-    }
-
-
-def forgetting(table: Progression) -> dict[str, float]:
-    """How far each earlier task fell from its best: max over t_i <= s < T of R[i, s], minus R[i, T].
-
-    Chaudhry et al. 2018, eq. 3; for errors, the last value minus the least. 0 or negative is no forgetting. Tasks of
-    the last stage are left out; NaN where the task was never evaluated before the last stage.
-    """
-    fallen = {}
-    for i, (task, learned) in enumerate(zip(table.tasks, table.learned, strict=True)):
-        if learned < table.values.shape[1] - 1:
-            earlier = _sign(table) * table.values[i, learned:-1]
-            known = earlier[~np.isnan(earlier)]
-            best = known.max() if len(known) else np.nan
-            fallen[task] = float(best - _sign(table) * table.values[i, -1])
-    return fallen
-
-
-def _sign(table: Progression) -> float:
-    return -1.0 if table.metric in LOWER_IS_BETTER else 1.0

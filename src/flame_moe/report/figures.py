@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flame_moe.progression import Progression, progression
 from flame_moe.report.store_figures import funnel, patterns
+from flame_moe.report.stream import matrix
 from flame_moe.report.svg import (
     INK,
     MUTED,
@@ -299,6 +300,7 @@ def _legend(figure: Figure, ax: Axes, *, reverse: bool = False) -> None:
 
 DRAWN: dict[str, Callable[[Results], Picture | None]] = {
     "trajectories": trajectories,
+    "matrix": matrix,
     "drift": drift,
     "footprint": footprint,
     "routing": routing,

@@ -11,6 +11,14 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "Bitwise equal",
         "The stored numbers agree in every bit; not merely close. Measured on the same machine and the same batches.",
     ),
+    (
+        "Backward transfer",
+        "How a task's quality changed after the stage that learned it, because of later tasks. Negative is worse.",
+    ),
+    (
+        "Forward transfer",
+        "How much better a task was learned for what was learned before it, against a model that learned it alone.",
+    ),
     ("Forgetting", "How far the quality on a task has fallen from its best value because later tasks were learned."),
     (
         "AUROC",

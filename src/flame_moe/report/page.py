@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flame_moe.files import write_text
-from flame_moe.progression import progression
-from flame_moe.report import figures, tables
+from flame_moe.measures import BACKWARD, measures
+from flame_moe.progression import Progression, progression
+from flame_moe.report import figures, stream, tables
 from flame_moe.report.glossary import GLOSSARY
 from flame_moe.report.html import environment, inline, style
 from flame_moe.report.tables import change
@@ -44,6 +45,7 @@ def render(results: Results) -> str:
         figures=inline(figures.draw(results)),
         performance=tables.performance(results),
         transfer=tables.transfer(results),
+        measures=stream.measured(results),
         drift=tables.drift(results),
         footprint=tables.footprint(results),
         stages=tables.stages(results),
@@ -70,11 +72,11 @@ def _tiles(results: Results) -> list[Tile]:
     tiles = [_stability(results)]
     if results.last_stage > 0:
         metric = _headline_metric(results)
-        own = tables.mean_transfer(progression(results, metric))
+        own = _moved(progression(results, metric))
         label = f"mean change of {metric.upper()} on earlier tasks"
         tiles.append(Tile(change(own), f"{results.method}: {label}", "test split, since learned", good=own >= 0))
         for other in results.comparison:
-            moved = tables.mean_transfer(progression(results, metric, evaluations=other.evaluations))
+            moved = _moved(progression(results, metric, evaluations=other.evaluations))
             tiles.append(Tile(change(moved), f"{other.name}: {label}", "the same stream and test split"))
     if results.footprint:
         last = [row for row in results.footprint if row.after_stage == results.last_stage]
@@ -82,6 +84,11 @@ def _tiles(results: Results) -> list[Tile]:
         note = f"of {live:,} that are live while predicting"
         tiles.append(Tile(f"{trained / 1e3:,.0f} k", "parameters trained in the last stage", note))
     return tiles
+
+
+def _moved(table: Progression) -> float:
+    """Mean backward transfer."""
+    return next(m.value for m in measures(table) if m.name == BACKWARD)
 
 
 def _stability(results: Results) -> Tile:

@@ -83,11 +83,17 @@ def canvas(height: float) -> Figure:
     return figure
 
 
-def panels(count: int, *, header: float = 0.5) -> tuple[Figure, list[Axes]]:
-    """Small multiples: `count` axes, three or four in a row (whichever leaves fewer holes), under a legend."""
+def panels(count: int, *, header: float = 0.5, row: float | None = None) -> tuple[Figure, list[Axes]]:
+    """Small multiples: `count` axes, three or four in a row (whichever leaves fewer holes), under a legend.
+
+    Args:
+        count: how many.
+        header: inches above them.
+        row: inches of a row of axes; by default what suits their width.
+    """
     columns = min((4, 3), key=lambda wide: -count % wide)
     rows = -(-count // columns)
-    figure = canvas(rows * (2.1 if columns == 4 else 2.35) + header)
+    figure = canvas(rows * (row or (2.1 if columns == 4 else 2.35)) + header)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes[count:]:
         ax.set_axis_off()

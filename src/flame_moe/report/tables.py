@@ -9,7 +9,8 @@ from typing import NamedTuple
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flame_moe.progression import Progression, backward_transfer, progression
+from flame_moe.measures import backward_transfer
+from flame_moe.progression import progression
 from flame_moe.results import PRIMARY, Drift, Evaluation, Results
 from flame_moe.schema import Task
 
@@ -86,7 +87,7 @@ def performance(results: Results) -> list[Table]:
             rows.append((task.name, task.description, cells))
             notes += [f"{task.name}: {said}" for said in (final.note, task.caveat) if said]
         if rows:
-            head = ("Task", "Kind", "Stage", "n", *(_title(m) for m in metrics))
+            head = ("Task", "Kind", "Stage", "n", *(metric_title(m) for m in metrics))
             tables.append(Table(f"{title}: test split after stage {results.last_stage}", head, rows, notes))
     return tables
 
@@ -99,7 +100,7 @@ def transfer(results: Results) -> Table | None:
     sources = [(results.method, results.evaluations), *((c.name, c.evaluations) for c in results.comparison)]
     rows = []
     for task in earlier:
-        cells = [Cell(_title(PRIMARY[task.kind]))]
+        cells = [Cell(metric_title(PRIMARY[task.kind]))]
         for _, evaluations in sources:
             table = progression(results, PRIMARY[task.kind], evaluations=evaluations)
             i = table.tasks.index(task.name)
@@ -177,7 +178,7 @@ def truncation(results: Results) -> Table | None:
         kept = [e for e in committed if (e.task, e.after_stage, e.split) == place]
         if kept and metric in full.metrics and metric in kept[0].metrics:
             before, after = full.metrics[metric], kept[0].metrics[metric]
-            said = (str(full.after_stage), full.split, _title(metric), number(before), number(after))
+            said = (str(full.after_stage), full.split, metric_title(metric), number(before), number(after))
             rows.append((full.task, "", [Cell(text) for text in said]))
     head = ("Task", "Stage", "Split", "Metric", "Full rank", "Committed")
     return Table("Cost of truncation: metric before and after", head, rows, []) if rows else None
@@ -238,15 +239,9 @@ def summary_table(results: Results) -> RichTable:
         value = ABSENT if final is None else number(final.metrics.get(metric, math.nan))
         between = "" if final is None else interval(final, metric)
         size = "" if final is None else f"{final.n:,}"
-        cells = (task.name, str(results.learned_in(task.name)), size, _title(metric), value, between)
+        cells = (task.name, str(results.learned_in(task.name)), size, metric_title(metric), value, between)
         table.add_row(*(Text(cell) for cell in (*cells, _worst(results, task.name))))
     return table
-
-
-def mean_transfer(table: Progression) -> float:
-    """Mean backward transfer over the earlier tasks that have this metric; NaN where there are none."""
-    known = [value for value in backward_transfer(table).values() if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _worst(results: Results, task: str) -> str:
@@ -267,5 +262,6 @@ def _task(results: Results, name: str) -> Task:
     return next(task for task in results.tasks if task.name == name)
 
 
-def _title(metric: str) -> str:
+def metric_title(metric: str) -> str:
+    """How a metric is written."""
     return {"f1": "F1", "accuracy": "Accuracy", "brier": "Brier", "r2": "R2"}.get(metric, metric.upper())
