@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import nn
@@ -52,7 +53,7 @@ def footprint(model: Flame) -> list[PartSize]:
 
 def _live(module: nn.Module) -> int:
     if isinstance(module, StackedMatrix):
-        return module.base.numel()
+        return math.prod(module.shape)
     if isinstance(module, StageVector):
         return next(iter(module.copies.values())).numel()
     if isinstance(module, Router):

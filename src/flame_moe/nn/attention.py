@@ -30,13 +30,13 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, cursor: int) -> Tensor:
         """mask (n, T) bool: padding is no key; what a padded query gets is of no use."""
         n, steps, width = x.shape
-        packed = self.inputs(x, cursor)
+        packed = self.inputs(x, cursor, mask)
         if steps == 1:
-            return self.output(packed[..., 2 * width :], cursor)
+            return self.output(packed[..., 2 * width :], cursor, mask)
         q, k, v = packed.view(n, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         rate = self.dropout if self.training else 0.0
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=rate)
-        return self.output(z.transpose(1, 2).reshape(n, steps, width), cursor)
+        return self.output(z.transpose(1, 2).reshape(n, steps, width), cursor, mask)
 
 
 def positions(steps: int, width: int, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ Shape suffixes: R packed rows sorted by expert, E experts, d width, H hidden, k 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ class ExpertPool(nn.Module):
         stage: the stage in which the pool is trained first.
     """
 
+    affine: ClassVar[Mapping[str, str]] = {"conv": "conv_bias", "fc1": "fc1_bias", "fc2": "fc2_bias"}
+
     def __init__(self, experts: int, width: int, hidden: int, kernel: int, dropout: float, *, stage: int = 0) -> None:
         super().__init__()
         self.experts, self.width, self.kernel, self.dropout = experts, width, kernel, dropout
@@ -44,13 +47,19 @@ class ExpertPool(nn.Module):
         self.fc2 = StackedMatrix(experts, width, hidden, stage=stage)
         self.fc2_bias = StageVector(_uniform(experts, width, hidden), stage)
 
-    def forward(self, near_RkD: Tensor, counts: Sequence[int], cursor: int) -> Tensor:
+    @property
+    def observed(self) -> bool:
+        """Whether somebody gathers the inputs of a matrix of the pool."""
+        return any(m.observer is not None for m in (self.conv, self.fc1, self.fc2))
+
+    def forward(self, near_RkD: Tensor, counts: Sequence[int], cursor: int, there_R: Tensor | None = None) -> Tensor:
         """Run every expert once, on its own run of rows.
 
         Args:
             near_RkD: (R, k, d), each row with its neighbours, sorted by expert; the row itself is in the middle.
             counts: rows per expert; sums to R.
             cursor: stage whose weights are read.
+            there_R: (R,) bool, false on rows of padding; only read where inputs are observed.
 
         Returns:
             (R, d).
@@ -59,11 +68,15 @@ class ExpertPool(nn.Module):
         bc, gain, shift = (v.at(cursor) for v in (self.conv_bias, self.norm_weight, self.norm_bias))
         b1, b2 = self.fc1_bias.at(cursor), self.fc2_bias.at(cursor)
         out = []
-        for e, near in enumerate(near_RkD.split(list(counts))):
+        masks = [None] * self.experts if there_R is None else there_R.split(list(counts))
+        for e, (near, there) in enumerate(zip(near_RkD.split(list(counts)), masks, strict=True)):
             if len(near):
+                self.conv.observe(near.flatten(1), there, e)
                 c = F.gelu(F.linear(near.flatten(1), conv[e], bc[e]))
                 h = F.layer_norm(near[:, self.kernel // 2] + c, (self.width,), gain[e], shift[e])
+                self.fc1.observe(h, there, e)
                 q = F.dropout(F.gelu(F.linear(h, fc1[e], b1[e])), self.dropout, self.training)
+                self.fc2.observe(q, there, e)
                 out.append(F.linear(q, fc2[e], b2[e]))
         return torch.cat(out)
 

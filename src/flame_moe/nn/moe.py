@@ -103,7 +103,10 @@ def mixture(
     x_SD = torch.cat([s.zeroed().flatten(0, 1) for s in inputs.values()])
     padded = F.pad(x_SD, (0, 0, 0, 1))
     near_RkD = padded.index_select(0, way.near.flatten()).view(*way.near.shape, -1)
-    y_RD = pool(near_RkD, way.counts, cursor)
+    there_R = None
+    if pool.observed:
+        there_R = torch.cat([s.mask.flatten() for s in inputs.values()])[way.near[:, pool.kernel // 2]]
+    y_RD = pool(near_RkD, way.counts, cursor, there_R)
     out_SD = F.embedding_bag(way.back, y_RD, per_sample_weights=way.gates.to(y_RD.dtype), mode="sum")
     parts = out_SD.split([n * t for n, t in shapes])
     return {name: part.view(*shape, -1) for name, part, shape in zip(inputs, parts, shapes, strict=True)}

@@ -13,31 +13,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flame_moe.nn.slices import Kind, LowRank, Ragged, Slice, allocate, assemble, kind_of, tensors
 
-class LowRank(NamedTuple):
-    """A frozen update A @ B with the singular values folded into A.
-
-    Attributes:
-        a: (..., out, r).
-        b: (..., r, in).
-    """
-
-    a: Tensor
-    b: Tensor
-
-    def dense(self) -> Tensor:
-        return self.a @ self.b
-
-
-Slice = LowRank | Tensor | None
 Factorise = Callable[[Tensor], Slice]
+
+
+class Observer(Protocol):
+    """Who is shown the inputs of a weight (see `StackedMatrix.observe`)."""
+
+    def rows(self, which: int, x: Tensor) -> None:
+        """Inputs (N, in) of one matrix of the stack."""
+
+    def picks(self, index: Tensor) -> None:
+        """Numbers (N,) of the rows that were read from a table."""
 
 
 class Growable(nn.Module, ABC):
@@ -48,7 +43,7 @@ class Growable(nn.Module, ABC):
         """Start an update for `stage`; it changes nothing until it is trained."""
 
     @abstractmethod
-    def commit(self, factorise: Factorise) -> float | None:
+    def commit(self, factorise: Factorise | None = None) -> float | None:
         """Freeze the update in progress; returns the relative Frobenius error of its compression, if any."""
 
     @abstractmethod
@@ -62,6 +57,9 @@ class Growable(nn.Module, ABC):
 
 class StackedMatrix(Growable):
     """A linear map (out, in), or a stack of them (..., out, in), that grows by frozen low-rank slices (Eq. 3-4).
+
+    The update in progress is dense when it begins (`delta`); `compress` may turn it into factors that train on
+    (`delta_a`, `delta_b`, and `delta_dense` for the matrices of a stack that stay dense).
 
     Args:
         shape: (..., out, in).
@@ -77,6 +75,7 @@ class StackedMatrix(Growable):
     """
 
     cache_size = 16
+    observer: Observer | None = None
 
     def __init__(self, *shape: int, stage: int = 0, bound: float | None = None) -> None:
         super().__init__()
@@ -86,21 +85,45 @@ class StackedMatrix(Growable):
         self.delta: nn.Parameter | None
         self.register_parameter("delta", None)
         self.delta_stage: int | None = None
-        self._slices: dict[int, str] = {}
+        self._kind: Kind = "dense"
+        self._slices: dict[int, Kind] = {}
         self._cache: OrderedDict[int, tuple[tuple[int, ...], Tensor]] = OrderedDict()
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., out, in)."""
+        return self.base.shape
+
+    @property
+    def matrices(self) -> int:
+        """How many maps are stacked."""
+        return math.prod(self.shape[:-2])
 
     def effective(self, cursor: int) -> Tensor:
         """The weight a task with this cursor reads: (..., out, in)."""
         frozen = self._frozen(tuple(s for s in self._slices if s <= cursor))
-        if self.delta is not None and self.delta_stage is not None and cursor >= self.delta_stage:
-            return frozen + self.delta
+        if self.delta_stage is not None and cursor >= self.delta_stage:
+            return frozen + self._dense(self.update())
         return frozen
 
-    def slice(self, stage: int) -> LowRank | Tensor:
+    def observe(self, x: Tensor, mask: Tensor | None = None, which: int = 0) -> None:
+        """Show the inputs (..., in) of one matrix of the stack, those in the mask, to whoever gathers them."""
+        if self.observer is not None:
+            self.observer.rows(which, x.flatten(0, -2) if mask is None else x[mask])
+
+    def slice(self, stage: int) -> LowRank | Ragged | Tensor:
         """The frozen update of a stage; raises KeyError where that stage left this weight alone."""
-        if self._slices[stage] == "dense":
-            return self.get_buffer(f"slice{stage}_dense")
-        return LowRank(self.get_buffer(f"slice{stage}_a"), self.get_buffer(f"slice{stage}_b"))
+        return assemble(self._slices[stage], self._named(f"slice{stage}_"), self.shape)
+
+    def update(self) -> LowRank | Ragged | Tensor:
+        """The update in progress, which trains."""
+        if self.delta is not None:
+            return self.delta
+        return assemble(self._kind, self._named("delta_"), self.shape)
+
+    def active(self) -> list[nn.Parameter]:
+        """Parameters of the update in progress, if there is one."""
+        return [p for name, p in self.named_parameters(recurse=False) if name.startswith("delta")]
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -108,7 +131,7 @@ class StackedMatrix(Growable):
         return tuple(self._slices)
 
     def grow(self, stage: int) -> None:
-        if self.delta is not None:
+        if self.delta_stage is not None:
             raise RuntimeError(f"stage {self.delta_stage} is still being learned: commit it before stage {stage}")
         if self._slices and stage <= max(self._slices):
             raise RuntimeError(f"stage {stage} does not come after stage {max(self._slices)}")
@@ -116,47 +139,71 @@ class StackedMatrix(Growable):
         self.delta = nn.Parameter(torch.zeros_like(self.base))
         self.delta_stage = stage
 
-    def commit(self, factorise: Factorise) -> float | None:
-        """Turn the update into a slice; an update that is exactly zero leaves none and costs nothing."""
+    def compress(self, part: Slice) -> None:
+        """Put `part` in the place of the update in progress; it trains on in that form. None ends the update."""
+        stage = self.delta_stage
+        if stage is None:
+            raise RuntimeError("there is no update in progress: grow first")
+        self._end()
+        if part is None:
+            return
+        self.delta_stage, self._kind = stage, kind_of(part)
+        for name, tensor in tensors(part).items():
+            parameter = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
+            self.register_parameter("delta" if self._kind == "dense" else f"delta_{name}", parameter)
+
+    @torch.no_grad()
+    def commit(self, factorise: Factorise | None = None) -> float | None:
+        """Turn the update into a slice, compressed first if a way is given; an update of exact zeros leaves none."""
         self.base.requires_grad_(False)
-        if self.delta is None or self.delta_stage is None:
+        if self.delta_stage is None:
             return None
-        stage, delta = self.delta_stage, self.delta.detach()
-        self.delta, self.delta_stage = None, None
+        stage, update = self.delta_stage, self.update()
+        self._end()
+        delta = self._dense(update)
         if not bool(delta.any()):
             return None
-        part = factorise(delta)
+        part: Slice = update if factorise is None else factorise(delta)
         if part is None:
             return 1.0
         self._write(stage, part)
-        kept = part.dense() if isinstance(part, LowRank) else part
-        return float((delta - kept).norm() / delta.norm())
+        return float((delta - self._dense(part)).norm() / delta.norm())
 
     def structure(self) -> dict[str, Any]:
-        kinds = {str(s): k if k == "dense" else int(self.slice(s)[0].shape[-1]) for s, k in self._slices.items()}
-        return {"base_stage": self.base_stage, "slices": kinds, "delta": self.delta_stage}
+        kinds = {str(s): kind for s, kind in self._slices.items()}
+        plain = {"base_stage": self.base_stage, "slices": kinds, "delta": self.delta_stage}
+        return plain if self._kind == "dense" else {**plain, "update": self._kind}
 
     def restore(self, structure: dict[str, Any]) -> None:
         self.base_stage = int(structure["base_stage"])
         self.base.requires_grad_(False)
-        *lead, out, width = self.base.shape
         for stage, kind in structure["slices"].items():
-            if kind == "dense":
-                self._write(int(stage), torch.empty_like(self.base))
-            else:
-                new = self.base.new_empty
-                self._write(int(stage), LowRank(new((*lead, out, int(kind))), new((*lead, int(kind), width))))
+            self._write(int(stage), allocate(kind, self.shape, self.base))
         if structure["delta"] is not None:
             self.grow(int(structure["delta"]))
+            if "update" in structure:
+                self.compress(allocate(structure["update"], self.shape, self.base))
 
-    def _write(self, stage: int, part: LowRank | Tensor) -> None:
-        if isinstance(part, LowRank):
-            self.register_buffer(f"slice{stage}_a", part.a.detach().contiguous())
-            self.register_buffer(f"slice{stage}_b", part.b.detach().contiguous())
-            self._slices[stage] = "low_rank"
-        else:
-            self.register_buffer(f"slice{stage}_dense", part.detach().clone())
-            self._slices[stage] = "dense"
+    def _named(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a slice, or of the update in progress, by the names that `tensors` gives them."""
+        own = {**self._parameters, **self._buffers}
+        found = {name: own.get(prefix + name) for name in ("a", "b", "dense")}
+        return {name: t for name, t in found.items() if t is not None}
+
+    def _dense(self, part: LowRank | Ragged | Tensor) -> Tensor:
+        return part if isinstance(part, Tensor) else part.dense().view(self.shape)
+
+    def _end(self) -> None:
+        """Forget the update in progress."""
+        for name in ("delta_a", "delta_b", "delta_dense"):
+            self._parameters.pop(name, None)
+        self.delta, self.delta_stage, self._kind = None, None, "dense"
+
+    def _write(self, stage: int, part: LowRank | Ragged | Tensor) -> None:
+        for name, tensor in tensors(part).items():
+            frozen = tensor.detach()
+            self.register_buffer(f"slice{stage}_{name}", frozen.clone(memory_format=torch.contiguous_format))
+        self._slices[stage] = kind_of(part)
 
     def _frozen(self, stages: tuple[int, ...]) -> Tensor:
         """Base plus the given slices, added in order so that every prefix is reused bit for bit."""
@@ -170,7 +217,7 @@ class StackedMatrix(Growable):
         part = self.slice(stages[-1])
         # A sum that is first read while predicting must not stay an inference tensor: later training reads it too.
         with torch.inference_mode(False):
-            total = self._frozen(stages[:-1]) + (part.dense() if isinstance(part, LowRank) else part)
+            total = self._frozen(stages[:-1]) + self._dense(part)
         if not self.base.requires_grad:
             self._cache[stages[-1]] = (versions, total)
             if len(self._cache) > self.cache_size:
@@ -179,8 +226,7 @@ class StackedMatrix(Growable):
 
     def _versions(self, stages: tuple[int, ...]) -> tuple[int, ...]:
         """Identity and write counter of everything a cached sum was made from: any change makes the entry stale."""
-        parts = [self.slice(s) for s in stages]
-        flat = [t for p in parts for t in (p if isinstance(p, LowRank) else (p,))]
+        flat = [t for s in stages for t in self._named(f"slice{s}_").values()]
         return tuple(number for t in (self.base, *flat) for number in (id(t), t._version))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
@@ -219,7 +265,7 @@ class StageVector(Growable):
         self.copies.requires_grad_(False)
         self.copies[str(stage)] = nn.Parameter(source.detach().clone())
 
-    def commit(self, factorise: Factorise) -> float | None:
+    def commit(self, factorise: Factorise | None = None) -> float | None:
         """Freeze the newest copy, or drop it if training left it as it was."""
         self.copies.requires_grad_(False)
         stages = sorted(int(s) for s in self.copies)
@@ -247,6 +293,8 @@ class StackedLinear(nn.Module):
         bound: see `StackedMatrix`.
     """
 
+    affine: ClassVar[Mapping[str, str]] = {"weight": "bias"}
+
     def __init__(
         self, width_in: int, width_out: int, *, stage: int, bias: bool = True, bound: float | None = None
     ) -> None:
@@ -255,8 +303,9 @@ class StackedLinear(nn.Module):
         start = torch.zeros(width_out) if bound is not None else _uniform(width_out, width_in)
         self.bias = StageVector(start, stage) if bias else None
 
-    def forward(self, x: Tensor, cursor: int) -> Tensor:
-        """(..., in) -> (..., out)."""
+    def forward(self, x: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
+        """(..., in) -> (..., out); what comes out where `mask` (...) is false, on padding, is of no use."""
+        self.weight.observe(x, mask)
         return F.linear(x, self.weight.effective(cursor), None if self.bias is None else self.bias.at(cursor))
 
 
@@ -279,6 +328,20 @@ def growables(module: nn.Module) -> Iterator[tuple[str, Growable]]:
     for name, child in module.named_modules():
         if isinstance(child, Growable):
             yield name, child
+
+
+def biases(module: nn.Module) -> dict[str, StageVector]:
+    """The bias that is added to what each stacked matrix below `module` gives, by the name of the matrix.
+
+    A layer says in `affine` which of its matrices has which bias; a convolution before a norm, or a table, has none.
+    """
+    found = {}
+    for name, layer in module.named_modules():
+        for weight, bias in getattr(layer, "affine", {}).items():
+            vector = getattr(layer, bias)
+            if isinstance(vector, StageVector):
+                found[f"{name}.{weight}" if name else weight] = vector
+    return found
 
 
 def _uniform(width: int, fan_in: int) -> Tensor:

@@ -24,9 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     matrices: set[int] = set()
     for module in model.modules():
         if isinstance(module, StackedMatrix):
-            matrices.add(id(module.base))
-            if module.delta is not None:
-                matrices.add(id(module.delta))
+            matrices |= {id(p) for p in module.parameters(recurse=False)}
         if isinstance(module, Head):
             matrices.add(id(module.linear.weight))
     for module in model.modules():

@@ -8,7 +8,8 @@ from typing import ClassVar
 from flame_moe.continual.methods.base import Commit, Method
 from flame_moe.continual.truncation import by_weight
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import Growable, LowRank, StackedMatrix, StageVector, growables
+from flame_moe.nn.slices import LowRank
+from flame_moe.nn.stacked import Growable, StackedMatrix, StageVector, growables
 
 
 class FlameCL(Method):

@@ -32,8 +32,10 @@ class StackedEmbedding(nn.Module):
         super().__init__()
         self.weight = StackedMatrix(rows, width, stage=stage, bound=math.sqrt(3.0 / width))
 
-    def forward(self, index: Tensor, cursor: int) -> Tensor:
-        """(...) whole numbers -> (..., width)."""
+    def forward(self, index: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
+        """(...) whole numbers -> (..., width); those outside the mask (...) are padding."""
+        if self.weight.observer is not None:
+            self.weight.observer.picks(index.flatten() if mask is None else index[mask])
         return F.embedding(index, self.weight.effective(cursor))
 
 
@@ -70,8 +72,9 @@ class CodeEncoder(Encoder):
         mask = part.mask
         kind, row = part.values.masked_fill(~mask[..., None], 0.0).long().unbind(-1)
         x = torch.cat([self.sample.at(cursor).expand(len(row), 1, -1), self._events(part, kind, row, cursor)], dim=1)
-        x = self._layer(self._drop(x), F.pad(mask, (1, 0), value=True), cursor)
-        x = self.out(self._drop(x), cursor)
+        there = F.pad(mask, (1, 0), value=True)
+        x = self._layer(self._drop(x), there, cursor)
+        x = self.out(self._drop(x), cursor, there)
         of_type = (kind[:, None, :] == torch.arange(self.types, device=kind.device)[None, :, None]) & mask[:, None, :]
         count = of_type.sum(2, keepdim=True)
         means = torch.bmm(of_type.to(x.dtype), x[:, 1:]) / count.clamp(min=1)
@@ -80,13 +83,15 @@ class CodeEncoder(Encoder):
     def _events(self, part: ModalityBatch, kind: Tensor, row: Tensor, cursor: int) -> Tensor:
         """(n, L, d); zero on padding."""
         assert part.times is not None
-        time = self.time_map(self.embed_time(part.times, cursor), cursor) / math.sqrt(self.sample.at(cursor).shape[0])
-        x = self.embed_code(row, cursor) + self.embed_type(kind, cursor) + time
-        return x.masked_fill(~part.mask[..., None], 0.0)
+        mask = part.mask
+        time = self.time_map(self.embed_time(part.times, cursor, mask), cursor, mask)
+        time = time / math.sqrt(self.sample.at(cursor).shape[0])
+        x = self.embed_code(row, cursor, mask) + self.embed_type(kind, cursor, mask) + time
+        return x.masked_fill(~mask[..., None], 0.0)
 
     def _layer(self, x: Tensor, mask: Tensor, cursor: int) -> Tensor:
         x = x + self._drop(self.attention(self.before(x, cursor), mask, cursor))
-        return x + self._drop(self.down(F.gelu(self.up(self.between(x, cursor), cursor)), cursor))
+        return x + self._drop(self.down(F.gelu(self.up(self.between(x, cursor), cursor, mask)), cursor, mask))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

@@ -35,11 +35,20 @@ class StackedConv(nn.Module):
         self.shape, self.stride = (outputs, inputs, *[kernel] * axes), stride
         self.weight = StackedMatrix(outputs, fan, stage=stage, bound=math.sqrt(3.0 / fan))
 
-    def forward(self, x: Tensor, cursor: int) -> Tensor:
-        """(n, in, ...) -> (n, out, ...)."""
+    def forward(self, x: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
+        """(n, in, ...) -> (n, out, ...); what comes out where `mask` (n, L) is false is of no use."""
+        if self.weight.observer is not None:
+            self.weight.observe(self.unfolded(x), mask)
         kernel = self.weight.effective(cursor).view(self.shape)
         run = F.conv1d if len(self.shape) == 3 else F.conv2d
         return run(x, kernel, stride=self.stride, padding=self.shape[-1] // 2)
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """(n, in, ...) -> (n, places, in * k ** axes): what the kernel sees, in the layout of the weight."""
+        kernel, pad = self.shape[-1], self.shape[-1] // 2
+        if len(self.shape) == 3:
+            return F.pad(x, (pad, pad)).unfold(2, kernel, self.stride).transpose(1, 2).flatten(2)
+        return F.unfold(x, kernel, padding=pad, stride=self.stride).mT
 
 
 class StackedGroupNorm(nn.Module):
@@ -93,9 +102,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, cursor: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(n, in, ...) and the mask of its steps, if any -> (n, out, ...) with its mask."""
         after = None if mask is None else mask[:, :: self.stride]
-        h = _kept(self.first(F.relu(self.before(x, cursor, mask)), cursor), after)
-        h = self.second(F.relu(self.between(h, cursor, after)), cursor)
-        return _kept(h + (x if self.skip is None else self.skip(x, cursor)), after), after
+        h = _kept(self.first(F.relu(self.before(x, cursor, mask)), cursor, after), after)
+        h = self.second(F.relu(self.between(h, cursor, after)), cursor, after)
+        return _kept(h + (x if self.skip is None else self.skip(x, cursor, after)), after), after
 
 
 def pooling(lengths: Tensor, steps: int, bins: int) -> Tensor:

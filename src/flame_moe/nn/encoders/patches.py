@@ -19,4 +19,4 @@ class PatchEncoder(Encoder):
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         mask = part.mask
         values = part.values.masked_fill(~mask[..., None], 0.0)
-        return Sequences(self.project(values, cursor), mask)
+        return Sequences(self.project(values, cursor, mask), mask)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ class TableEncoder(Encoder):
     """
 
     knots: Tensor
+    affine: ClassVar[Mapping[str, str]] = {"weight": "bias"}
 
     def __init__(self, modality: Modality, config: ModelConfig, stage: int) -> None:
         super().__init__(modality, config, stage)
@@ -47,6 +50,8 @@ class TableEncoder(Encoder):
         bends = F.relu(values[:, :, None] - self.knots) * observed[:, :, None]
         parts = [values, observed.to(values.dtype), *bends.unbind(-1)]
         cells = torch.cat([self._cut(part) for part in parts], dim=-1)
+        for p, cell in enumerate(cells.unbind(1)):
+            self.weight.observe(cell, which=p % self.weight.matrices)
         weight = self.weight.effective(cursor).expand(self.patches, -1, -1)
         x = torch.einsum("npc,pdc->npd", cells, weight) + self.bias.at(cursor)
         return Sequences(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))

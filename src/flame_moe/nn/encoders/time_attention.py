@@ -6,6 +6,8 @@ Shape suffixes: n sequences, h heads, T grid steps, L observations, C channels, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,8 @@ def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """phi(t) = (w0 t + b0, sin(W t + b)): (..., ) -> (..., width)."""
 
+    affine: ClassVar[Mapping[str, str]] = {"weight": "bias"}
+
     def __init__(self, width: int, *, stage: int) -> None:
         super().__init__()
         self.weight = StackedMatrix(width, 1, stage=stage)
@@ -53,7 +57,8 @@ class TimeEmbedding(nn.Module):
         with torch.no_grad():
             self.weight.base[1:, 0] = torch.exp(torch.linspace(0, math.log(50.0), width - 1))
 
-    def forward(self, t: Tensor, cursor: int) -> Tensor:
+    def forward(self, t: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
+        self.weight.observe(t[..., None], mask)
         phase = F.linear(t[..., None], self.weight.effective(cursor), self.bias.at(cursor))
         return torch.cat([phase[..., :1], torch.sin(phase[..., 1:])], dim=-1)
 
@@ -86,7 +91,7 @@ class TimeAttention(nn.Module):
 
     def forward(self, values: Tensor, times: Tensor, observed: Tensor, cursor: int) -> Tensor:
         """(n, L, C), (n, L), (n, L, C) bool -> (n, T, d)."""
-        z = time_attention(self._scores(times, cursor), values, observed)
+        z = time_attention(self._scores(times, observed.any(-1), cursor), values, observed)
         if self.training and self.dropout:
             z = F.dropout(z, self.dropout)
         n, _, steps, channels = z.shape
@@ -94,7 +99,7 @@ class TimeAttention(nn.Module):
         ever = observed.any(1).to(z.dtype)[:, None, :].expand(n, steps, channels)
         return self.out(torch.cat([z.transpose(1, 2).flatten(2), ever], dim=-1), cursor)
 
-    def _scores(self, times: Tensor, cursor: int) -> Tensor:
+    def _scores(self, times: Tensor, seen: Tensor, cursor: int) -> Tensor:
         q = self.query(self.embed(self.grid, cursor), cursor).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        k = self.key(self.embed(times, cursor), cursor).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
+        k = self.key(self.embed(times, cursor, seen), cursor, seen).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
         return (q @ k) / math.sqrt(q.shape[-1])

@@ -34,12 +34,14 @@ class WaveformEncoder(Encoder):
 
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         mask = part.mask
-        x = self.stem(part.values.masked_fill(~mask[..., None], 0.0).mT, cursor)
+        signal = part.values.masked_fill(~mask[..., None], 0.0).mT
         mask = mask[:, :: self.stem.stride]
+        x = self.stem(signal, cursor, mask)
         x = x.masked_fill(~mask[:, None, :], 0.0)
         for block in self.blocks:
             x, mask = block(x, cursor, mask)
         x = F.relu(self.norm(x, cursor, mask))
         weights = pooling(mask.sum(1), mask.shape[1], self.steps)
-        x = self.out(weights @ x.mT, cursor)
-        return Sequences(F.dropout(x, self.dropout, self.training), weights.any(2))
+        there = weights.any(2)
+        x = self.out(weights @ x.mT, cursor, there)
+        return Sequences(F.dropout(x, self.dropout, self.training), there)
