@@ -153,6 +153,7 @@ def _stage(index: int, tasks: tuple[Task, ...], level: dict[str, float], rng: np
         epochs_run=12,
         best_epoch=8,
         seconds=137.4 + index,
+        peak_bytes=734_003_200 + index,
         history=tuple(history),
     )
 
@@ -245,6 +246,10 @@ def _footprint(stages: int, *, grows: bool) -> list[Footprint]:
                     live_bytes=size * 4,
                     stored_parameters=stored,
                     stored_bytes=stored * 4,
+                    inference_parameters=stored - 1,
+                    inference_bytes=(stored - 1) * 4,
+                    method_parameters=0 if part in ("heads", "routers") else stored - 2,
+                    method_bytes=0 if part in ("heads", "routers") else (stored - 2) * 4,
                     trainable_parameters=size if stage == 0 or not grows else size // 9,
                 )
             )

@@ -35,8 +35,8 @@ def clean(results: Results) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(results.model_dump_json())
     for key in ("created", "timings", "environment"):
         del data[key]
-    for stage in data["stages"]:
-        del stage["seconds"]
+    for stage in [*data["stages"], *(stage for other in data["comparison"] for stage in other["stages"])]:
+        del stage["seconds"], stage["peak_bytes"]
     return data
 
 
@@ -88,6 +88,8 @@ def test_drift_has_a_row_per_old_task_and_stage_and_is_zero(finished: Run) -> No
 def test_the_comparison_shows_that_drift_can_be_seen(finished: Run) -> None:
     (other,) = finished.results.comparison
     assert other.name == "finetune"
+    assert [s.tasks for s in other.stages] == [s.tasks for s in finished.results.stages]
+    assert all(s.seconds > 0 for s in other.stages)
     late = {d.task: d for d in other.drift if d.after_stage == 2}
     assert late["death"].max_abs_logit_change > 1e-4
     assert not late["death"].bitwise_equal

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +22,11 @@ from flame_moe.data.profile import PATTERNS, all_patterns
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
 from flame_moe.environment import environment
-from flame_moe.schema import SPLITS, Recipe, Task
+from flame_moe.schema import SPLITS, Recipe, Stage, Task
 from flame_moe.training.engine import Prediction
+from flame_moe.training.memory import PeakMemory
 from flame_moe.training.metrics import calibration_curve, calibration_pairs, evaluate_predictions
+from flame_moe.training.monitor import Monitor
 
 MEASURED = ("val", "test")
 
@@ -68,11 +72,37 @@ class Recorder:
             if name in self.stores:
                 self._evaluate(learner, stage.index, name, "val", "full_rank", _selection(learner, stage))
 
-    def after_stage(self, learner: Learner) -> None:
+    def learn(
+        self,
+        learner: Learner,
+        store: Store,
+        stage: Stage,
+        *,
+        monitor: Monitor | None = None,
+        state_folder: Path | None = None,
+        compressed: bool = True,
+    ) -> None:
+        """Let a learner learn its next stage, with clock and memory in view, and measure it afterwards.
+
+        Args:
+            learner: who learns; what the recorder knows must end where it stands.
+            store, stage, monitor, state_folder: see `Learner.learn`.
+            compressed: also measure the new tasks before the commit.
+        """
+        began, peak = time.perf_counter(), PeakMemory()
+        before = self.full_rank if compressed else None
+        learner.learn(store, stage, monitor=monitor, state_folder=state_folder, before_commit=before)
+        held, trained = peak.bytes, time.perf_counter()
+        self.after_stage(learner, held)
+        index = learner.stages[-1].index
+        self.timings[f"stage {index}: train"] = trained - began
+        self.timings[f"stage {index}: measure"] = time.perf_counter() - trained
+
+    def after_stage(self, learner: Learner, peak_bytes: int | None = None) -> None:
         """After the commit: every task learned so far that has a store, and the model's size."""
         stage = learner.stages[-1]
         self.tasks = dict(learner.tasks)
-        self.stages.append(_stage_record(stage))
+        self.stages.append(_stage_record(stage, peak_bytes))
         self.commits += [r.Commit(stage=stage.index, **c._asdict()) for c in stage.commits]
         self._size(learner, stage)
         for name in [name for s in learner.stages for name in s.tasks if name in self.stores]:
@@ -176,19 +206,16 @@ class Recorder:
 
     def _size(self, learner: Learner, stage: LearnedStage) -> None:
         for p in footprint(learner.model):
-            self.footprint.append(
-                r.Footprint.model_validate(
-                    {
-                        "after_stage": stage.index,
-                        "part": p.part,
-                        "live_parameters": p.live_parameters,
-                        "live_bytes": p.live_parameters * p.bytes_per_number,
-                        "stored_parameters": p.stored_parameters,
-                        "stored_bytes": p.stored_parameters * p.bytes_per_number,
-                        "trainable_parameters": stage.trainable[p.part],
-                    }
-                )
-            )
+            counts = {
+                "live": p.live_parameters,
+                "stored": p.stored_parameters,
+                "inference": p.inference_parameters,
+                "method": p.method_parameters,
+            }
+            sizes = {f"{name}_parameters": n for name, n in counts.items()}
+            sizes |= {f"{name}_bytes": n * p.bytes_per_number for name, n in counts.items()}
+            row = {"after_stage": stage.index, "part": p.part, "trainable_parameters": stage.trainable[p.part], **sizes}
+            self.footprint.append(r.Footprint.model_validate(row))
 
 
 def score(task: Task, got: Prediction, subjects: tuple[str, ...] | None, bootstrap: int) -> dict[str, Any]:
@@ -255,7 +282,7 @@ def _selection(learner: Learner, stage: LearnedStage) -> str:
     return f"epoch {stage.best_epoch} of {stage.epochs_run}, best mean validation score of the stage's tasks"
 
 
-def _stage_record(stage: LearnedStage) -> r.StageRecord:
+def _stage_record(stage: LearnedStage, peak_bytes: int | None) -> r.StageRecord:
     history = tuple(
         r.Epoch(
             epoch=e["epoch"],
@@ -272,5 +299,6 @@ def _stage_record(stage: LearnedStage) -> r.StageRecord:
         epochs_run=stage.epochs_run,
         best_epoch=stage.best_epoch,
         seconds=stage.seconds,
+        peak_bytes=peak_bytes,
         history=history,
     )

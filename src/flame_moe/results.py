@@ -55,7 +55,10 @@ class Epoch(Description):
 
 
 class StageRecord(Description):
-    """How one stage was learned."""
+    """How one stage was learned.
+
+    `peak_bytes` is the most memory that the process held while the stage was learned; null where it was not measured.
+    """
 
     index: Count
     tasks: tuple[str, ...]
@@ -63,6 +66,7 @@ class StageRecord(Description):
     epochs_run: Count
     best_epoch: Count
     seconds: Number
+    peak_bytes: Count | None = None
     history: tuple[Epoch, ...] = ()
 
 
@@ -96,7 +100,11 @@ class Drift(Description):
 
 
 class Footprint(Description):
-    """Size of one part of the model: live while serving, stored in the checkpoint, trained in the stage."""
+    """Size of one part of the model: live while serving, stored in the checkpoint, trained in the stage.
+
+    `inference_...` is accounting A, what predicting any task learned so far reads; `method_...` is accounting B, what
+    of it lies in weights that stages may change. Both are null in files written before they were measured.
+    """
 
     after_stage: Count
     part: Part
@@ -105,6 +113,10 @@ class Footprint(Description):
     stored_parameters: Count
     stored_bytes: Count
     trainable_parameters: Count
+    inference_parameters: Count | None = None
+    inference_bytes: Count | None = None
+    method_parameters: Count | None = None
+    method_bytes: Count | None = None
 
 
 class Routing(Description):
@@ -184,9 +196,13 @@ class DataSummary(Description):
 
 
 class Comparison(Description):
-    """The same stream learned by another method, to hold beside this one."""
+    """The same stream learned by another method, to hold beside this one.
+
+    `stages` is empty in files written before it was kept.
+    """
 
     name: str
+    stages: tuple[StageRecord, ...] = ()
     evaluations: tuple[Evaluation, ...]
     drift: tuple[Drift, ...] = ()
     footprint: tuple[Footprint, ...] = ()

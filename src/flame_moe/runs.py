@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -257,15 +256,10 @@ def _learn(
     learner: Learner, recorder: Recorder, store: Store, stage: Stage, out: Path, monitor: Monitor | None
 ) -> None:
     """One stage: learn, measure, and only then replace the run folder."""
-    began = time.perf_counter()
     index = len(learner.stages)
     if monitor is not None:
         monitor.stage(index, max(len(learner.recipe.stages), index + 1), learner.recipe.method.name)
-    learner.learn(store, stage, monitor=monitor, state_folder=out / RESUME, before_commit=recorder.full_rank)
-    trained = time.perf_counter()
-    recorder.after_stage(learner)
-    recorder.timings[f"stage {index}: train"] = trained - began
-    recorder.timings[f"stage {index}: measure"] = time.perf_counter() - trained
+    recorder.learn(learner, store, stage, monitor=monitor, state_folder=out / RESUME)
     _write(learner, recorder, out)
 
 
@@ -279,9 +273,8 @@ def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, moni
     for stage in recipe.stages[len(learner.stages) :]:
         if monitor is not None:
             monitor.stage(len(learner.stages), len(recipe.stages), name)
-        learner.learn(store, stage, monitor=monitor)
-        recorder.after_stage(learner)
-    rows = {key: tuple(getattr(recorder, key)) for key in ("evaluations", "drift", "footprint")}
+        recorder.learn(learner, store, stage, monitor=monitor, compressed=False)
+    rows = {key: tuple(getattr(recorder, key)) for key in ("stages", "evaluations", "drift", "footprint")}
     return Comparison(name=name, **rows)
 
 

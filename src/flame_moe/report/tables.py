@@ -137,20 +137,40 @@ def footprint(results: Results) -> Table | None:
         return None
     rows = []
     for f in results.footprint:
-        counts = (f.live_parameters, f.live_bytes, f.stored_parameters, f.stored_bytes, f.trainable_parameters)
-        rows.append((str(f.part), "", [Cell(str(f.after_stage)), *(Cell(f"{count:,}") for count in counts)]))
-    head = ("Part", "After stage", "Live parameters", "Live bytes", "Stored parameters", "Stored bytes", "Trained")
-    return Table("Parameters and bytes by part", head, rows, [])
+        sizes = (
+            (f.live_parameters, f.live_bytes),
+            (f.inference_parameters, f.inference_bytes),
+            (f.method_parameters, f.method_bytes),
+            (f.stored_parameters, f.stored_bytes),
+        )
+        cells = [Cell(_count(numbers), _bytes(space)) for numbers, space in sizes]
+        rows.append((str(f.part), "", [Cell(str(f.after_stage)), *cells, Cell(_count(f.trainable_parameters))]))
+    head = ("Part", "After stage", "Live", "A: to predict every task", "B: of the method", "Stored", "Trained")
+    notes = [
+        "Live: what predicting at the newest cursor reads. A: what predicting any task learned so far reads. B: of A, "
+        "the weights that a stage may change, with all that stages left in them; no heads or routers. Stored: the file."
+    ]
+    return Table("Parameters and bytes by part", head, rows, notes)
+
+
+def _count(value: int | None) -> str:
+    return "\u2013" if value is None else f"{value:,}"
+
+
+def _bytes(value: int | None) -> str:
+    return "" if value is None else f"{value:,} bytes"
 
 
 def stages(results: Results) -> Table:
-    """What each stage learned, from what, for how long."""
+    """What each stage learned, from what, for how long, and in how much memory, by every method."""
     rows = []
-    for stage in results.stages:
-        names = [", ".join(stage.tasks), ", ".join(stage.new_modalities) or "none"]
-        figures = [str(stage.epochs_run), str(stage.best_epoch), number(stage.seconds)]
-        rows.append((f"Stage {stage.index}", "", [Cell(text) for text in (*names, *figures)]))
-    return Table("Stages", ("Stage", "Tasks", "New modalities", "Epochs", "Best epoch", "Seconds"), rows, [])
+    for method, learned in [("", results.stages), *((c.name, c.stages) for c in results.comparison)]:
+        for stage in learned:
+            names = [", ".join(stage.tasks), ", ".join(stage.new_modalities) or "none"]
+            figures = [str(stage.epochs_run), str(stage.best_epoch), number(stage.seconds), _count(stage.peak_bytes)]
+            rows.append((f"Stage {stage.index}", method, [Cell(text) for text in (*names, *figures)]))
+    head = ("Stage", "Tasks", "New modalities", "Epochs", "Best epoch", "Seconds", "Peak memory in bytes")
+    return Table("Stages", head, rows, [])
 
 
 def commits(results: Results) -> Table | None:

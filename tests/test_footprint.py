@@ -1,0 +1,124 @@
+"""The sizes that are reported are those of the tensors that predicting really reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from flame_moe.analysis.footprint import PartSize, footprint
+from flame_moe.continual import Learner
+from flame_moe.continual.truncation import by_weight
+from flame_moe.data.loader import Loader
+from flame_moe.data.store import Store
+from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
+from flame_moe.training import memory
+from flame_moe.training.memory import PeakMemory
+from tests.tiny import recipe
+
+METHODS = ("flame", "finetune")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def learner(request: pytest.FixtureRequest, tiny_store: Store) -> Learner:
+    plan = recipe(method={"name": request.param}, train={"epochs": 1})
+    found = Learner(plan)
+    for stage in plan.stages:
+        found.learn(tiny_store, stage)
+    return found
+
+
+def total(learner: Learner, size: str) -> int:
+    return sum(getattr(part, size) for part in footprint(learner.model))
+
+
+def logits(learner: Learner, store: Store) -> dict[str, torch.Tensor]:
+    found = {}
+    with torch.inference_mode():
+        for name, task in learner.tasks.items():
+            rows = store.indices(name, "train", modalities=task.modalities)[:24]
+            (batch,) = Loader(store, learner.preprocessor, task, rows, 24).batches(None)
+            found[name] = learner.model.eval()(batch, learner.cursor(name)).logits.clone()
+    return found
+
+
+def test_accounting_a_is_every_number_that_changes_some_prediction(learner: Learner, tiny_store: Store) -> None:
+    before, read = logits(learner, tiny_store), {}
+    for name, tensor in learner.model.state_dict().items():
+        kept = tensor.clone()
+        tensor.fill_(math.nan)
+        after = logits(learner, tiny_store)
+        read[name] = any(not torch.equal(after[task], before[task]) for task in before)
+        tensor.copy_(kept)
+    state = learner.model.state_dict()
+    assert total(learner, "inference_parameters") == sum(
+        state[name].numel() for name, is_read in read.items() if is_read
+    )
+    unread = {name for name, is_read in read.items() if not is_read}
+    assert {name.rsplit(".", 1)[1] for name in unread} == {"noise", "absent"}
+    assert [name for name in unread if name.endswith("absent")] == ["heads.codes.absent"], "it reads one modality"
+
+
+def test_accounting_b_is_bases_slices_and_copies(learner: Learner) -> None:
+    expected = 0
+    for _, part in growables(learner.model):
+        if isinstance(part, StackedMatrix):
+            expected += part.base.numel()
+            for stage, kind in part.structure()["slices"].items():
+                *lead, out, width = part.base.shape
+                expected += math.prod(lead) * (out * width if kind == "dense" else kind * (out + width))
+                assert int(stage) > 0
+        elif isinstance(part, StageVector):
+            expected += sum(copy.numel() for copy in part.copies.values())
+    assert total(learner, "method_parameters") == expected
+
+
+def test_what_is_live_is_part_of_a_which_is_part_of_what_is_stored(learner: Learner) -> None:
+    for part in footprint(learner.model):
+        assert part.live_parameters <= part.inference_parameters <= part.stored_parameters, part
+        assert part.method_parameters <= part.inference_parameters, part
+    grown = {part.part: part for part in footprint(learner.model)}
+    assert grown["heads"].method_parameters == grown["routers"].method_parameters == 0
+
+
+def test_an_update_of_rank_r_costs_r_times_both_sides() -> None:
+    learner = Learner(recipe())
+    experts = _experts(learner)
+    for _, matrix in growables(learner.model):
+        if isinstance(matrix, StackedMatrix) and matrix.base.shape == (4, 8, 8):
+            matrix.grow(1)
+            assert matrix.delta is not None
+            matrix.delta.data[:, 0, 0] = 1.0
+            matrix.commit(by_weight(2))
+    matrices = sum(isinstance(m, StackedMatrix) and m.base.shape == (4, 8, 8) for _, m in growables(learner.model))
+    after = _experts(learner)
+    assert matrices > 0
+    assert after.method_parameters - experts.method_parameters == matrices * 4 * 2 * (8 + 8)
+    assert after.live_parameters == experts.live_parameters
+
+
+def _experts(learner: Learner) -> PartSize:
+    return next(part for part in footprint(learner.model) if part.part == "experts")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell its peak memory")
+def test_the_peak_of_memory_is_that_of_its_own_stretch() -> None:
+    large = torch.ones(64 << 18)  # 64 MB
+    first = PeakMemory()
+    del large
+    quiet = PeakMemory()
+    before = quiet.bytes
+    assert before is not None
+    another = torch.ones(32 << 18)
+    grown = quiet.bytes
+    assert grown is not None
+    assert grown - before >= another.numel() * 4 * 0.9
+    assert first.bytes == grown, "there is one count per process, started anew by the last"
+
+
+def test_a_system_that_does_not_tell_gives_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: False)
+    assert PeakMemory().bytes is None
