@@ -22,6 +22,8 @@ MODALITIES = (
     Modality(name="events", kind="codes", features=2, types=("diagnosis", "drug")),
     Modality(name="scans", kind="image", features=110, shape=(11, 10, 1)),
     Modality(name="ecg", kind="waveform", features=2, channels=("i", "ii"), rate=100.0),
+    Modality(name="letter", kind="timed", features=3),
+    Modality(name="letters", kind="timed", features=2),
 )
 READS = ("events", "scans", "ecg")
 TASKS = tuple(Task(name=f"from_{m}", kind="binary", modalities=(m,), classes=("no", "yes")) for m in READS)
@@ -39,6 +41,8 @@ def sample(number: int, split: str, code: str, generator: np.random.Generator) -
         "events": Observation(np.array(events, dtype=np.int32), np.zeros(3, dtype=np.float32)),
         "scans": Observation(picture.reshape(2, 110), np.array([0.1, 0.2], dtype=np.float32)),
         "ecg": Observation(wave.astype(np.float32)),
+        "letter": Observation(np.array([[number, -number, 1]], dtype=np.float32), np.array([0.25], dtype=np.float32)),
+        "letters": Observation(np.full((1 + number % 2, 2), number, dtype=np.float32), np.zeros(1 + number % 2)),
     }
     if number % 10 == 0:
         del parts[READS[number // 10 % 3]]
@@ -96,6 +100,14 @@ def test_pictures_are_summarised_by_a_coarse_mean_picture(store: Store) -> None:
                 rows = [r for r in range(11) if r * 8 // 11 == i]
                 across = [c for c in range(10) if c * 8 // 10 == j]
                 assert found[f"scans.cell{i}.{j}.0"][row] == pytest.approx(mean[np.ix_(rows, across)].mean())
+
+
+def test_a_vector_that_is_alone_is_taken_as_it_is_and_several_as_a_series(store: Store) -> None:
+    X, names = summary_matrix(store, np.array([4]), ("letter", "letters"))
+    assert list(names[:4]) == ["letter.0", "letter.1", "letter.2", "letter.since_last"]
+    assert X[0, :4].tolist() == [4.0, -4.0, 1.0, 0.75]
+    assert len(names) == 4 + 2 * 9
+    assert X[0, names.index("letters.1.mean")] == 4.0
 
 
 def test_signals_are_summarised_by_channel(store: Store) -> None:

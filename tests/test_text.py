@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from flame_moe.data import text as text_module
 from flame_moe.data.ngrams import _mix, ngram_vectors
+from flame_moe.data.prepare import prepare
 from flame_moe.data.text import TextOptions, embed_texts, text_width
 from flame_moe.errors import DataError, ExtraMissingError, RecipeError
 from tests.pretrained import WORDS, tiny_bert
@@ -250,3 +251,41 @@ def test_a_real_model_puts_like_beside_like() -> None:
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert rows.shape == (3, text_width(real)) == (3, 384)
     assert float(unit[0] @ unit[1]) > float(unit[0] @ unit[2]) + 0.3
+
+
+def test_vectors_outlive_the_reading_and_serve_the_next_store(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    (raw / "notes").mkdir(parents=True)
+    for i in range(60):
+        (raw / "notes" / f"s{i}.txt").write_text("chest pain" if i % 2 else f"cough {'no ' * (i % 7)}")
+    (raw / "samples.csv").write_text("\n".join(["id,died", *(f"s{i},{int(i % 3 == 0)}" for i in range(60)), ""]))
+    (raw / "flame.toml").write_text(f"""
+        [samples]
+        file = "samples.csv"
+        [modalities.notes]
+        kind = "text"
+        folder = "notes"
+        encoder = "{bert}"
+        chunk = 16
+        overlap = 4
+        [tasks.died]
+        kind = "binary"
+        column = "died"
+    """)
+    read, seen = text_module._Reader.read, [0]
+
+    def counted(self: Any, texts: Any) -> Any:
+        seen[0] += len(texts)
+        return read(self, texts)
+
+    monkeypatch.setattr(text_module._Reader, "read", counted)
+    first = prepare("folder", raw, tmp_path / "first")
+    assert seen == [8]
+    assert not list(tmp_path.glob(".*.steps"))
+    other = prepare("folder", raw, tmp_path / "other", options={"seed": 1})
+    assert seen == [8]
+    np.testing.assert_array_equal(
+        first.sample(3).modalities["notes"].values, other.sample(3).modalities["notes"].values
+    )

@@ -416,6 +416,7 @@ def test_a_class_that_never_occurs_has_a_finite_weight() -> None:
     assert bool(torch.isfinite(weights).all())
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))
 def test_probabilities_are_probabilities_for_any_logit(z: list[float]) -> None:
     logits = np.array([z, z[::-1]], dtype=np.float32)

@@ -239,7 +239,8 @@ def _begin(recipe: Recipe, out: Path) -> tuple[Learner, Recorder]:
     if not (out / RECIPE).is_file():
         write_text(out / RECIPE, json.dumps(recipe.plain(), indent=1))
         return Learner(recipe), Recorder(recipe)
-    before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    # Parsed and written again, so that a key that was added since, at its default, is no difference.
+    before = Recipe.parse(json.loads((out / RECIPE).read_text(encoding="utf-8")), where=str(out / RECIPE)).plain()
     if before != recipe.plain():
         changed = sorted(
             key for key in before.keys() | recipe.plain().keys() if before.get(key) != recipe.plain().get(key)

@@ -16,7 +16,7 @@ from flame_moe.errors import RecipeError, nearest
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-ModalityKind = Literal["series", "timed", "patches", "table", "codes", "image", "waveform"]
+ModalityKind = Literal["series", "timed", "patches", "table", "codes", "image", "waveform", "tokens"]
 Storage = Literal["<f4", "<i4", "|u1"]
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 Preset = Literal["residual", "paper", "reference", "no_moe", "dense", "shared_router"]
@@ -45,6 +45,20 @@ class Description(BaseModel):
         return self.model_dump(mode="json")
 
 
+class Pretrained(Description):
+    """A pre-trained model whose weights an encoder starts from.
+
+    Attributes:
+        folder: where it was when the store was prepared.
+        files: of the model, name -> SHA-256; the stage that first trains it insists on them.
+        config: its config.json: all that is needed to build it without weights.
+    """
+
+    folder: str
+    files: dict[str, str]
+    config: dict[str, Any]
+
+
 class Modality(Description):
     """One kind of input, a sequence of feature vectors per sample.
 
@@ -57,6 +71,7 @@ class Modality(Description):
             code; whole numbers.
         image: pictures (L, H W channels) at times (L,), 0..255, of the size that `shape` says.
         waveform: evenly sampled signals (L, C), thousands of steps without times (an electrocardiogram).
+        tokens: pieces of texts (L, C) at times (L,): the number of each token plus 1, then 0; whole numbers.
 
     Times are hours since the sample's origin divided by its window, so 0..1 for every modality.
 
@@ -67,6 +82,7 @@ class Modality(Description):
         vocabulary: of codes: how many different codes get an embedding of their own, the most frequent of training.
         shape: of images: (H, W, channels).
         rate: of waveforms: samples per second.
+        pretrained: of tokens: the model that reads them, whose tokenizer numbered them.
     """
 
     name: Name
@@ -79,6 +95,7 @@ class Modality(Description):
     vocabulary: Annotated[int, Field(ge=1)] = 4096
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
     rate: Annotated[float, Field(gt=0)] | None = None
+    pretrained: Pretrained | None = None
     description: str = ""
 
     @model_validator(mode="after")
@@ -88,6 +105,9 @@ class Modality(Description):
         if self.kind == "image" and (len(self.shape) != 3 or math.prod(self.shape) != self.features):
             what = f"features = height * width * channels, not {self.features} with shape {self.shape}"
             raise ValueError(f"modality '{self.name}' holds images: it needs {what}")
+        if (self.kind == "tokens") != (self.pretrained is not None):
+            what = "holds tokens: it needs" if self.kind == "tokens" else f"is {self.kind}: only tokens have"
+            raise ValueError(f"modality '{self.name}' {what} a pretrained model")
         return self
 
     @model_validator(mode="after")
@@ -101,7 +121,7 @@ class Modality(Description):
 
     @property
     def has_times(self) -> bool:
-        return self.kind in ("series", "timed", "codes", "image")
+        return self.kind in ("series", "timed", "codes", "image", "tokens")
 
     @property
     def has_observed(self) -> bool:
@@ -110,7 +130,7 @@ class Modality(Description):
     @property
     def storage(self) -> Storage:
         """How a value lies on the disk: little-endian numpy type."""
-        return "<i4" if self.kind == "codes" else "|u1" if self.kind == "image" else "<f4"
+        return "<i4" if self.kind in ("codes", "tokens") else "|u1" if self.kind == "image" else "<f4"
 
 
 class Task(Description):
@@ -238,6 +258,7 @@ class TrainConfig(Description):
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    pretrained_lr: Annotated[float, Field(gt=0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Fraction = 0.05

@@ -16,7 +16,7 @@ from flame_moe.nn.block import Block
 from flame_moe.nn.fusion import Head
 from flame_moe.nn.gating import Router, RouterHead
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
+from flame_moe.nn.stacked import Settled, StackedMatrix, StageVector, growables
 
 PARTS = ("encoders", "experts", "attention", "routers", "heads")
 
@@ -82,7 +82,7 @@ def _unread(module: nn.Module) -> int:
 
 
 def _grown(module: nn.Module) -> int:
-    return sum(_stored(part) for _, part in growables(module))
+    return sum(_stored(part) for _, part in growables(module) if not isinstance(part, Settled))
 
 
 def _live(module: nn.Module) -> int:

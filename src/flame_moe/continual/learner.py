@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from flame_moe.continual.methods import Commit, make_method
 from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
+from flame_moe.data.pretrained import starting_weights
 from flame_moe.data.store import Store
-from flame_moe.errors import CheckpointError, DataError, FlameError, RecipeError, nearest
+from flame_moe.errors import CheckpointError, DataError, ExtraMissingError, FlameError, RecipeError, nearest
 from flame_moe.nn.losses import class_weights
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import growables
@@ -126,6 +127,9 @@ class Learner:
                     where=str(store.path),
                     mend="Give it another name, or prepare it as before.",
                 )
+            if known is not None and _files(known) != _files(store.modalities[name]):
+                what = f"modality '{name}' was numbered by the tokenizer of another model than the one that learned it"
+                raise DataError(what, where=str(store.path), mend="Prepare it with the model as it was.")
         return tasks, [store.modalities[name] for name in names]
 
     def learn(
@@ -181,6 +185,9 @@ class Learner:
         seed_torch(self.recipe.seed, "initial", index)
         names = [m.name for m in modalities]
         self._add(index, tasks, names, new)
+        for modality in new:
+            if modality.pretrained is not None:
+                self.model.start_from(modality.name, starting_weights(modality.pretrained, modality.name))
         self.method.begin(self.model, index, stage.tasks, names)
         trainable = _trainable(self.model)
         fitted = fit(
@@ -261,6 +268,8 @@ class Learner:
                 part.restore(structure[name])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise CheckpointError("the manifest does not describe a model", where=where, mend=_RESTORE) from None
+        except ExtraMissingError:
+            raise
         except FlameError as error:
             what = f"the manifest does not describe a model: {error.what}"
             raise CheckpointError(what, where=where, mend=_RESTORE) from None
@@ -328,6 +337,10 @@ def part_of(name: str) -> str:
     if where[0] in ("paths", "heads"):
         return {"paths": "encoders", "heads": "heads"}[where[0]]
     return {"pool": "experts", "layers": "attention", "routers": "routers"}[where[2]]
+
+
+def _files(modality: Modality) -> Mapping[str, str] | None:
+    return None if modality.pretrained is None else modality.pretrained.files
 
 
 def _trainable(model: Flame) -> dict[str, int]:

@@ -80,7 +80,7 @@ def _stored(data: Any, modality: Modality, where: str) -> Array:
         return _numbers(data, "values", where)
     array = np.asarray(data)
     if array.dtype.kind not in "iu":
-        what = "codes" if modality.kind == "codes" else "pixels"
+        what = "pixels" if modality.kind == "image" else str(modality.kind)
         raise DataError(f"{what} of type {array.dtype} are no whole numbers", where=where, mend="Give integers.")
     low, high = (0, 255) if modality.kind == "image" else (0, 2**31 - 1)
     if array.size and (array.min() < low or array.max() > high):

@@ -127,7 +127,7 @@ def _fit_scaler(store: Store, modality: Modality, indices: NDArray[np.int64]) ->
         return Vocabulary.fit(chunks, modality.vocabulary)
     if modality.kind == "image":
         return Pixels.fit(chunks)
-    if modality.scaling == "none":
+    if modality.scaling == "none" or modality.kind == "tokens":
         return Identity()
     return (Standard if modality.scaling == "standard" else Quantile).fit(chunks, modality.features)
 

@@ -1,4 +1,4 @@
-"""Frozen models from a local folder in the layout of Hugging Face: `config.json` and weights as safetensors.
+"""Pre-trained models from a local folder in the layout of Hugging Face: `config.json` and weights as safetensors.
 
 Nothing is ever fetched from the network, no code that comes with a model is run, and pickled weights are not read.
 """
@@ -6,31 +6,16 @@ Nothing is ever fetched from the network, no code that comes with a model is run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flame_moe.errors import DataError, ExtraMissingError
+from flame_moe.errors import DataError
 from flame_moe.files import sha256
+from flame_moe.foreign import explained, headless, library, quiet
+from flame_moe.schema import Pretrained
 
-_WIDTHS = ("hidden_size", "d_model", "dim", "n_embd", "hidden_sizes", "embed_dim")
 _READ = (".json", ".txt", ".model", ".safetensors", ".jinja")
 _CONVERT = "Save it with model.save_pretrained(folder) of transformers."
-
-
-def library() -> Any:
-    """The package transformers.
-
-    Raises:
-        ExtraMissingError: if it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        mend = "Install it with: pip install 'flame-moe[text]'"
-        raise ExtraMissingError("pre-trained models need the package transformers", mend=mend) from None
-    return transformers
 
 
 def model_folder(encoder: str, builtin: str = "") -> Path:
@@ -73,23 +58,6 @@ def model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return found
 
 
-def model_width(folder: Path) -> int:
-    """Length of the vectors that a model gives, from its config.json.
-
-    Raises:
-        DataError: if the file does not say.
-    """
-    config = model_config(folder)
-    for name in _WIDTHS:
-        width = config.get(name)
-        if isinstance(width, list) and width:
-            width = width[-1]
-        if isinstance(width, int) and width > 0:
-            return width
-    mend = f"An encoder of one kind of input is needed, whose config names one of {', '.join(_WIDTHS)}."
-    raise DataError("config.json does not say how wide the model is", where=str(folder), mend=mend)
-
-
 def model_files(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of every file that decides what the model gives."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _READ}
@@ -102,11 +70,33 @@ def load_model(folder: Path) -> Any:
         DataError: if it cannot be loaded, or wants code of its own to be run.
     """
     transformers = library()
-    with explained(folder), _quiet(transformers):
+    with explained(folder), quiet(transformers):
         model = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     return model.float().requires_grad_(False).eval()
+
+
+def describe_model(folder: Path) -> Pretrained:
+    """What a store keeps of a model that is to be trained: where it is, the hashes of its files, and its config."""
+    return Pretrained(folder=str(folder.resolve()), files=model_files(folder), config=model_config(folder))
+
+
+def starting_weights(pretrained: Pretrained, name: str) -> dict[str, Any]:
+    """The weights from which a model of `build_model` starts.
+
+    Args:
+        pretrained: as the store describes it.
+        name: of the modality, for the message.
+
+    Raises:
+        DataError: if the folder is not there, or its files are not those that the store was prepared with.
+    """
+    folder = model_folder(pretrained.folder)
+    if model_files(folder) != pretrained.files:
+        what = f"the model is not the one with which modality '{name}' was prepared"
+        raise DataError(what, where=str(folder), mend="Restore its files, or prepare the store again.")
+    return headless(load_model(folder)).state_dict()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -116,42 +106,9 @@ def load_tokenizer(folder: Path) -> Any:
         DataError: if there is none, or it is not of the fast kind, which alone can cut long texts with overlap.
     """
     transformers = library()
-    with explained(folder, "the tokenizer"), _quiet(transformers):
+    with explained(folder, "the tokenizer"), quiet(transformers):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         mend = "Convert it: save a fast tokenizer (tokenizer.json) into the folder."
         raise DataError("the model has no fast tokenizer", where=str(folder), mend=mend)
     return tokenizer
-
-
-@contextmanager
-def explained(folder: Path, part: str = "the model") -> Iterator[None]:
-    """Turn whatever the library says about a folder or an input into one sentence.
-
-    Raises:
-        DataError: with the first line of the library's message.
-    """
-    try:
-        yield
-    except (DataError, ExtraMissingError, KeyboardInterrupt, MemoryError):
-        raise
-    # What a broken or foreign model raises is of no fixed type: KeyError, ValueError, RuntimeError, SafetensorError ...
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        mend = "Check that the folder holds the whole model, and one that reads this kind of input alone."
-        raise DataError(f"{part} cannot be used: {said}", where=str(folder), mend=mend) from None
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and no advice of the library while it loads."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

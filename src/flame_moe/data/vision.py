@@ -16,8 +16,9 @@ from PIL import Image
 from pydantic import Field
 
 from flame_moe.data.embedcache import cached_rows, digest, maker_name
-from flame_moe.data.pretrained import explained, load_model, model_config, model_files, model_folder, model_width
+from flame_moe.data.pretrained import load_model, model_config, model_files, model_folder
 from flame_moe.errors import DataError
+from flame_moe.foreign import explained, model_width
 from flame_moe.schema import Description
 
 Floats = NDArray[np.float32]
@@ -44,7 +45,8 @@ def vision_width(options: VisionOptions) -> int:
     Raises:
         DataError: if the encoder is no model.
     """
-    return model_width(model_folder(options.encoder))
+    folder = model_folder(options.encoder)
+    return model_width(model_config(folder), str(folder))
 
 
 def embed_pictures(pictures: Sequence[Pixels], options: VisionOptions, cache: Path | None = None) -> Floats:
@@ -76,7 +78,7 @@ def embed_pictures(pictures: Sequence[Pixels], options: VisionOptions, cache: Pa
         if picture.size == 0:
             raise DataError(f"picture {i} has no pixels: shape {picture.shape}", mend="Leave it out.")
     folder = model_folder(options.encoder)
-    width = model_width(folder)
+    width = model_width(model_config(folder), str(folder))
     viewer: list[_Viewer] = []
 
     def make(wanted: Sequence[int]) -> Floats:

@@ -41,6 +41,14 @@ class Work:
         self.say: Say = say if say is not None else _nobody
         self._inputs: dict[Path, None] = {}
 
+    @property
+    def vectors(self) -> Path:
+        """Where vectors that a pre-trained model computed are kept for the next reading, under what they were made of.
+
+        It lies beside the steps and is shared by all stores of one folder; `clear` leaves it alone.
+        """
+        return self.folder.with_name(".vectors")
+
     def step(
         self, name: str, inputs: Iterable[Path], settings: Mapping[str, Any], make: Callable[[], pl.LazyFrame]
     ) -> pl.LazyFrame:

@@ -83,14 +83,47 @@ def _series(store: Store, modality: Modality) -> Summary:
     return [f"{c}.{s}" for c in _names(modality) for s in STATISTICS], row
 
 
-def _codes(store: Store, modality: Modality) -> Summary:
-    """How many events of each type, and how often each of the most frequent codes of the training split."""
+def _vectors(store: Store, modality: Modality) -> Summary:
+    """Where no training sample has more than one vector: the vector, and the time since; else as a series.
+
+    The statistics of a single step are the same number over and over: nine times the columns for the same content.
+    """
+    if store.lengths(modality.name, store.indices(split="train")).max(initial=0) > 1:
+        return _series(store, modality)
+
+    def row(part: Ragged, steps: slice) -> Array:
+        assert part.times is not None
+        return np.append(_cells(part, steps).mean(axis=0), 1.0 - part.times[steps][-1])
+
+    return [*_names(modality), "since_last"], row
+
+
+def _frequent(store: Store, modality: Modality, of: Callable[[Array], Array]) -> Ints:
+    """The numbers that are most frequent in the training split, ascending."""
     train, counts = store.indices(split="train"), Counter[int]()
     for start in range(0, len(train), PIECE):
         part = store.gather(modality.name, train[start : start + PIECE])
-        found, times = np.unique(part.values[:, 1], return_counts=True)
+        found, times = np.unique(of(part.values), return_counts=True)
         counts.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
-    chosen = np.array(sorted(sorted(counts, key=lambda code: (-counts[code], code))[:CODES]), dtype=np.int64)
+    return np.array(sorted(sorted(counts, key=lambda code: (-counts[code], code))[:CODES]), dtype=np.int64)
+
+
+def _tokens(store: Store, modality: Modality) -> Summary:
+    """How many pieces, and how often each of the most frequent tokens of the training split."""
+    chosen = _frequent(store, modality, lambda values: values[values > 0])
+
+    def row(part: Ragged, steps: slice) -> Array:
+        numbers = part.values[steps]
+        known = numbers[np.isin(numbers, chosen)]
+        counts = np.bincount(np.searchsorted(chosen, known), minlength=len(chosen))
+        return np.concatenate([[len(numbers)], counts]).astype(float)
+
+    return ["pieces", *(f"token{number - 1}.count" for number in chosen.tolist())], row
+
+
+def _codes(store: Store, modality: Modality) -> Summary:
+    """How many events of each type, and how often each of the most frequent codes of the training split."""
+    chosen = _frequent(store, modality, lambda values: values[:, 1])
 
     def row(part: Ragged, steps: slice) -> Array:
         events = part.values[steps]
@@ -137,6 +170,8 @@ def _waveform(store: Store, modality: Modality) -> Summary:
 
 _SUMMARIES: dict[str, Callable[[Store, Modality], Summary]] = {
     "table": _table,
+    "timed": _vectors,
+    "tokens": _tokens,
     "codes": _codes,
     "image": _image,
     "waveform": _waveform,

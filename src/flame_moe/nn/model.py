@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from flame_moe.batch import FlexiBatch
 from flame_moe.errors import RecipeError, nearest
 from flame_moe.nn.attention import positions
 from flame_moe.nn.block import PRESETS, Block
-from flame_moe.nn.encoders import ENCODERS
+from flame_moe.nn.encoders import ENCODERS, TokenEncoder
 from flame_moe.nn.fusion import Head
 from flame_moe.nn.gating import Routing
 from flame_moe.nn.losses import balance_loss, interaction_loss
@@ -74,6 +74,12 @@ class Flame(nn.Module):
         self.paths[modality.name] = ModalityPath(modality, self.config, stage)
         for block in self._blocks():
             block.add_modality(modality.name, stage)
+
+    def start_from(self, modality: str, weights: Mapping[str, Tensor]) -> None:
+        """Put pre-trained weights into the encoder of a modality of kind tokens, strictly."""
+        encoder = self._path(modality).encoder
+        assert isinstance(encoder, TokenEncoder)
+        encoder.reader.module.load_state_dict(weights, strict=True)
 
     def add_router_heads(self, modalities: Iterable[str], stage: int) -> None:
         """Router heads of `stage` for these modalities, in every block."""

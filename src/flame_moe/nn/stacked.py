@@ -282,6 +282,33 @@ class StageVector(Growable):
         self.copies.requires_grad_(False)
 
 
+class Settled(Growable):
+    """A module that is trained in the stage in which it appears and is frozen ever after: no stage gives it an update.
+
+    Args:
+        module: with parameters of its own, none of them growable.
+        stage: the stage in which it is trained.
+    """
+
+    def __init__(self, module: nn.Module, stage: int) -> None:
+        super().__init__()
+        self.module, self.stage = module, stage
+
+    def grow(self, stage: int) -> None:
+        """Nothing: it does not grow."""
+
+    def commit(self, factorise: Factorise | None = None) -> float | None:
+        self.module.requires_grad_(False)
+        return None
+
+    def structure(self) -> dict[str, Any]:
+        return {"stage": self.stage}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        self.stage = int(structure["stage"])
+        self.module.requires_grad_(False)
+
+
 class StackedLinear(nn.Module):
     """x W(cursor)^T + b(cursor).
 

@@ -171,7 +171,7 @@ class _Session:
         for i, batches in enumerate(steps(self.loaders, config.sampling, config.temperature, draw)):
             rate = learning_rate(config, epoch * per_epoch + i, config.epochs * per_epoch)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate"]
             self._step(batches, epoch, totals)
             monitor.step()
         return {name: float(np.mean(values)) if values else None for name, values in totals.items()}

@@ -9,7 +9,7 @@ from flame_moe.continual.methods.base import Commit, Method
 from flame_moe.continual.truncation import by_weight
 from flame_moe.nn.model import Flame
 from flame_moe.nn.slices import LowRank
-from flame_moe.nn.stacked import Growable, StackedMatrix, StageVector, growables
+from flame_moe.nn.stacked import Growable, Settled, StackedMatrix, StageVector, growables
 
 
 class FlameCL(Method):
@@ -17,7 +17,7 @@ class FlameCL(Method):
 
     - a zero-initialised full-rank update on every stacked matrix that its tasks reach, and a copy of small vectors;
     - new router heads for its modalities, new heads for its tasks;
-    - the whole path of a modality that appears for the first time.
+    - the whole path of a modality that appears for the first time; of a pre-trained encoder that is the only stage.
 
     The commit truncates each update to `rank` and freezes it. Earlier tasks read older cursors and cannot change.
     """
@@ -59,6 +59,8 @@ class FlameCL(Method):
                     part.base.requires_grad_(True)
             elif isinstance(part, StageVector) and mark in part.copies:
                 part.copies[mark].requires_grad_(True)
+            elif isinstance(part, Settled) and part.stage == stage:
+                part.module.requires_grad_(True)
         for name, parameter in model.named_parameters():
             where = name.split(".")
             if (where[0] == "heads" and where[1] in tasks) or (where[2] == "routers" and where[5] == mark):
@@ -69,4 +71,6 @@ def born(part: Growable, stage: int) -> bool:
     """Whether a weight appeared in this very stage, so that its base is what trains."""
     if isinstance(part, StackedMatrix):
         return part.base_stage == stage
+    if isinstance(part, Settled):
+        return part.stage == stage
     return part.structure()["stages"] == [stage]

@@ -8,7 +8,7 @@ import polars as pl
 
 from flame_moe.data.sources._eicu_options import MINUTE, STAY, EicuOptions, Release, Tally
 from flame_moe.data.sources._eicu_parts import Clean, Part, Reading, window
-from flame_moe.data.text import embed_texts, text_width
+from flame_moe.data.text import read_texts, text_modality
 from flame_moe.schema import Modality
 
 _COLUMNS = {"notetype": pl.String, "notepath": pl.String, "notetext": pl.String}
@@ -17,32 +17,29 @@ NO_CONTENT = ("notes/Shared/View and Save",)
 
 
 def notes_modality(place: Release, options: EicuOptions) -> Modality | None:
-    """One vector per note; None if the table is absent or notes are not asked for."""
+    """Texts of the notes; None if the table is absent or notes are not asked for."""
     if not options.notes or place.find("note") is None:
         return None
-    return Modality(
-        name="notes",
-        kind="timed",
-        features=text_width(options.text),
-        description=f"structured notes entered by {options.hours} h after admission to the unit",
-    )
+    about = f"structured notes entered by {options.hours} h after admission to the unit"
+    return text_modality("notes", options.text, about)
 
 
 def notes(reading: Reading, modality: Modality) -> Part:
     """The table note, as known by its entry; notes from before the window are at its beginning."""
     rows = window(reading, "note", _COLUMNS, "noteoffset", "noteenteredoffset", early=True)
-    return Part(modality, rows, cleaner(reading.options, reading.work.folder / "texts"))
+    return Part(modality, rows, cleaner(modality, reading.options, reading.work.vectors))
 
 
-def cleaner(options: EicuOptions, cache: Path | None) -> Clean:
-    """A function from rows of notes to columns stay, minute (when the note was complete) and vector."""
+def cleaner(modality: Modality, options: EicuOptions, cache: Path | None) -> Clean:
+    """From rows of notes to columns stay, minute (when the note was complete) and row: a vector, or a piece."""
 
     def clean(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         documents = documents_of(rows, tally)
-        vectors = embed_texts(documents["text"].to_list(), options.text, cache) if len(documents) else None
-        width = text_width(options.text)
-        column = pl.Series("vector", [] if vectors is None else vectors, dtype=pl.Array(pl.Float32, width))
-        return documents.select(STAY, MINUTE).with_columns(column)
+        kind = pl.Array(pl.Int32 if modality.kind == "tokens" else pl.Float32, modality.features)
+        if documents.is_empty():
+            return documents.select(STAY, MINUTE).with_columns(pl.Series("row", [], dtype=kind))
+        values, owner = read_texts(documents["text"].to_list(), options.text, cache)
+        return documents.select(STAY, MINUTE)[owner].with_columns(pl.Series("row", values, dtype=kind))
 
     return clean
 

@@ -164,9 +164,9 @@ def _measured(kind: str, name: str, channels: Sequence[Channel], description: st
 
 
 def _values(frame: pl.DataFrame, columns: list[str], modality: Modality) -> NDArray[Any]:
-    if modality.kind == "timed":
-        return np.asarray(frame[columns[0]].to_numpy(), dtype=np.float32)
-    kind = np.int32 if modality.kind == "codes" else np.float32
+    kind = np.dtype(modality.storage)
+    if modality.kind in ("timed", "tokens"):
+        return np.asarray(frame[columns[0]].to_numpy(), dtype=kind)
     if not columns:
         return np.empty((len(frame), 0), dtype=kind)
     return np.stack([frame[column].to_numpy() for column in columns], axis=1).astype(kind)

@@ -36,7 +36,7 @@ from flame_moe.data.sources._folder_rules import (
     VolumeRule,
     WaveformRule,
 )
-from flame_moe.data.text import embed_texts
+from flame_moe.data.text import read_texts
 from flame_moe.data.waveforms import fill_gaps, read_waveform, resample
 from flame_moe.errors import DataError
 
@@ -44,6 +44,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".bmp", ".tif", ".tiff")
 VOLUMES = (".nii.gz", ".nii")
 TEXTS = (".txt",)
 HEADERS = (".hea",)
+BLOCK = 512
+"""Samples whose texts are read together."""
 
 
 def files_by_id(folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
@@ -122,17 +124,17 @@ def _blocks(volume: NDArray[np.float32], block: tuple[int, int, int]) -> NDArray
 def text_files(rule: TextRule, place: Place) -> Get:
     """Text files, all at the origin, in alphabetical order; a blank one is nothing."""
     files = _files(rule, place, TEXTS)
-    options, cache = rule.options, place.work.folder / "texts"
-
-    def get(id: str) -> Observation | None:
-        written = [_text(path) for path in files.get(id, ())]
-        place.count("blank text file, left out", sum(not text.strip() for text in written))
-        written = [text for text in written if text.strip()]
-        if not written:
-            return None
-        return Observation(embed_texts(written, options, cache), np.zeros(len(written), dtype=np.float32))
-
-    return get
+    found: dict[str, Observation] = {}
+    names = list(files)
+    for start in range(0, len(names), BLOCK):
+        ids = names[start : start + BLOCK]
+        written = [(id, text) for id in ids for text in map(_text, files[id])]
+        kept = [(id, text) for id, text in written if text.strip()]
+        place.count("blank text file, left out", len(written) - len(kept))
+        values, owner = read_texts([text for _, text in kept], rule.options, place.work.vectors)
+        for id, rows in slices(pl.Series([kept[i][0] for i in owner], dtype=pl.String)).items():
+            found[id] = Observation(values[rows], np.zeros(rows.stop - rows.start, dtype=np.float32))
+    return found.get
 
 
 def _text(path: Path) -> str:

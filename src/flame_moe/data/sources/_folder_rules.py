@@ -149,17 +149,18 @@ class CodesRule(TimedRule):
 
 
 class TextRule(TimedRule):
-    """Texts: a column `text`, or files ID.txt; they become vectors as `flame_moe.data.text` says."""
+    """Texts: a column `text`, or files ID.txt; they become what `flame_moe.data.text` says."""
 
     text: str = "text"
     encoder: str = "ngrams"
     width: Annotated[int, Field(ge=8)] = 256
     chunk: Annotated[int, Field(ge=8)] = 256
     overlap: Annotated[int, Field(ge=0)] = 32
+    finetune: bool = False
 
     @property
     def options(self) -> TextOptions:
-        plain = {name: getattr(self, name) for name in ("encoder", "width", "chunk", "overlap")}
+        plain = {name: getattr(self, name) for name in TextOptions.model_fields}
         return TextOptions.parse(plain, where="text")
 
 

@@ -23,7 +23,7 @@ from flame_moe.data.sources._folder_place import (
 )
 from flame_moe.data.sources._folder_rules import CodesRule, SeriesRule, TableRule, TextRule, VectorsRule
 from flame_moe.data.tables import collect
-from flame_moe.data.text import embed_texts
+from flame_moe.data.text import read_texts
 from flame_moe.errors import DataError, nearest
 
 
@@ -93,19 +93,13 @@ def _type(name: str | None, rule: CodesRule, place: Place) -> int:
 
 
 def texts(rule: TextRule, place: Place) -> Get:
-    """Texts of a table as vectors; a blank text is nothing."""
+    """Texts of a table; a blank text is nothing."""
     frame = timed_rows(rule, place, {rule.text: pl.String})
     place.count("row with a blank text, left out", frame[rule.text].null_count())
     frame = frame.drop_nulls(rule.text)
-    found, times = slices(frame["_id"]), _times(frame)
-    written, options, cache = frame[rule.text], rule.options, place.work.folder / "texts"
-
-    def get(id: str) -> Observation | None:
-        if id not in found:
-            return None
-        return Observation(embed_texts(written[found[id]].to_list(), options, cache), times[found[id]])
-
-    return get
+    values, owner = read_texts(frame[rule.text].to_list(), rule.options, place.work.vectors)
+    found, times = slices(frame["_id"][owner]), _times(frame)[owner]
+    return lambda id: Observation(values[found[id]], times[found[id]]) if id in found else None
 
 
 def _times(frame: pl.DataFrame) -> NDArray[np.float32]:

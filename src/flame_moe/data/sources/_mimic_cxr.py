@@ -107,7 +107,7 @@ def reports(
         texts = [_report(files, s, t) for s, t in known.select("subject_id", "study_id").iter_rows()]
         known = known.with_columns(text=pl.Series(texts, dtype=pl.String))
         tally[f"{name}: no report file, or a blank one"] += known["text"].null_count()
-        return vectors(known.drop_nulls("text"), window, options, work.folder / "texts")
+        return vectors(known.drop_nulls("text"), window, options, work.vectors)
 
     return read
 

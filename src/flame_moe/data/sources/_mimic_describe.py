@@ -11,7 +11,7 @@ from flame_moe.data.sources._mimic_files import METADATA, Release
 from flame_moe.data.sources._mimic_phenotypes import PHENOTYPES, need_mappings
 from flame_moe.data.sources._mimic_tables import DIAGNOSIS_TYPES, STATIC, TRIAGE
 from flame_moe.data.sources._mimic_variables import LABS, VITALS, Channel
-from flame_moe.data.text import text_width
+from flame_moe.data.text import text_modality
 from flame_moe.errors import DataError
 from flame_moe.schema import Modality, Task
 
@@ -101,7 +101,7 @@ def _followed(release: Release, options: MimicIvOptions, suffix: str) -> list[Mo
         _series("labs", LABS, suffix, f"laboratory values of blood {when} at their irregular times"),
     ]
     if "note/radiology" in release:
-        found.append(_text(f"radiology{suffix}", options, f"radiology reports {when}"))
+        found.append(text_modality(f"radiology{suffix}", options.text, f"radiology reports {when}"))
     if has_pictures(release, options):
         path = vector_file(release, options)
         about: dict[str, Any] = {"name": f"cxr{suffix}", "description": f"chest X-rays {when}"}
@@ -111,7 +111,7 @@ def _followed(release: Release, options: MimicIvOptions, suffix: str) -> list[Mo
         else:
             found.append(Modality(kind="image", features=size * size, shape=(size, size, 1), **about))
     if _has_reports(release, options):
-        found.append(_text(f"cxr_reports{suffix}", options, f"reports of chest X-rays {when}"))
+        found.append(text_modality(f"cxr_reports{suffix}", options.text, f"reports of chest X-rays {when}"))
     return found
 
 
@@ -121,9 +121,9 @@ def _fixed(release: Release, options: MimicIvOptions) -> list[Modality]:
     if has_triage(release):
         columns = [(m.name, m.unit) for m in TRIAGE]
         found.append(_table("triage", columns, "vital signs, pain and acuity at triage in the emergency department"))
-        found.append(_text("complaint", options, "chief complaint at triage"))
+        found.append(text_modality("complaint", options.text, "chief complaint at triage"))
     if "note/discharge" in release:
-        found.append(_text("history", options, "discharge summaries of earlier admissions"))
+        found.append(text_modality("history", options.text, "discharge summaries of earlier admissions"))
     if options.diagnoses and "hosp/diagnoses_icd" in release:
         what = "diagnosis codes of earlier admissions"
         found.append(Modality(name="diagnoses", kind="codes", features=2, types=DIAGNOSIS_TYPES, description=what))
@@ -152,10 +152,6 @@ def _table(name: str, columns: Sequence[tuple[str, str]], description: str) -> M
         description=description,
         scaling="quantile",
     )
-
-
-def _text(name: str, options: MimicIvOptions, description: str) -> Modality:
-    return Modality(name=name, kind="timed", features=text_width(options.text), description=description)
 
 
 _OUTLIVED = "Stays of at least 48 h whose patient was alive at their 48th hour; others have no label."

@@ -18,7 +18,7 @@ from flame_moe.data.sources._mimic_cohort import HOUR, WINDOW
 from flame_moe.data.sources._mimic_events import Reader, Window
 from flame_moe.data.sources._mimic_files import Release
 from flame_moe.data.tables import collect, scan_table
-from flame_moe.data.text import TextOptions, embed_texts
+from flame_moe.data.text import TextOptions, read_texts
 from flame_moe.data.work import Work
 
 VERSION = 1
@@ -66,8 +66,8 @@ def notes(
     work: Work,
     tally: Counter[str],
 ) -> Reader:
-    """Reads a modality of kind timed: vectors of the last `most` notes of each stay; without a window all at time 0."""
-    cache = work.folder / "texts"
+    """Reads a modality of texts: the last `most` notes of each stay; without a window all at time 0."""
+    cache = work.vectors
 
     def read(first: int, end: int) -> dict[int, Observation]:
         rows = frame.filter(pl.col("order").is_between(first, end - 1))
@@ -83,24 +83,24 @@ def notes(
 
 
 def vectors(found: pl.DataFrame, window: Window | None, options: TextOptions, cache: Path) -> dict[int, Observation]:
-    """Sorted rows with columns order, seconds and text -> per stay its texts as vectors."""
+    """Sorted rows with columns order, seconds and text -> per stay its texts."""
     if found.is_empty():
         return {}
-    embedded = embed_texts(found["text"].to_list(), options, cache)
-    order, seconds = found["order"].to_numpy(), found["seconds"].to_numpy()
+    values, owner = read_texts(found["text"].to_list(), options, cache)
+    order, seconds = found["order"].to_numpy()[owner], found["seconds"].to_numpy()[owner]
     times = np.zeros(len(order), dtype=np.float32) if window is None else window.times(seconds, order)
     stays, starts = np.unique(order, return_index=True)
     parts = zip(stays.tolist(), starts, np.r_[starts[1:], len(order)], strict=True)
-    return {stay: Observation(embedded[a:b], times[a:b]) for stay, a, b in parts}
+    return {stay: Observation(values[a:b], times[a:b]) for stay, a, b in parts}
 
 
 def complaints(found: pl.DataFrame, options: TextOptions, work: Work) -> Reader:
-    """Reads the chief complaint at triage as one vector at time 0."""
+    """Reads the chief complaint at triage, at time 0."""
     texts = found.select("order", seconds=pl.lit(0, dtype=pl.Int64), text="chiefcomplaint").drop_nulls("text")
 
     def read(first: int, end: int) -> dict[int, Observation]:
         part = texts.filter(pl.col("order").is_between(first, end - 1))
-        return vectors(part, None, options, work.folder / "texts")
+        return vectors(part, None, options, work.vectors)
 
     return read
 

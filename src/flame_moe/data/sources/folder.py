@@ -53,7 +53,7 @@ from flame_moe.data.sources._folder_rules import (
 )
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect, column_names
-from flame_moe.data.text import text_width
+from flame_moe.data.text import text_modality
 from flame_moe.data.work import Work
 from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.files import write_text
@@ -200,7 +200,7 @@ def _shape(name: str, rule: ModalityRule, raw: Path) -> dict[str, Any]:
     if isinstance(rule, CodesRule):
         return plain | {"features": 2, "types": rule.types, "vocabulary": rule.vocabulary}
     if isinstance(rule, TextRule):
-        return plain | {"kind": "timed", "features": text_width(rule.options), "scaling": "standard"}
+        return text_modality(name, rule.options, rule.description).plain()
     if isinstance(rule, ImageRule):
         return plain | {"features": math.prod(rule.shape), "shape": rule.shape}
     if isinstance(rule, VolumeRule):

@@ -25,13 +25,12 @@ from flame_moe.batch import Observation, Sample
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect, find_table, scan_table
-from flame_moe.data.text import TextOptions, embed_texts, text_width
+from flame_moe.data.text import TextOptions, read_texts, text_modality
 from flame_moe.data.work import Work
 from flame_moe.errors import DataError
 from flame_moe.schema import Modality, Task
 
 Row = Mapping[str, Any]
-Vector = NDArray[np.float32]
 
 FULL, SHORT = "mtsamples_500_fulltext", "mtsamples_1818_descriptions"
 DOCUMENTS = ("Surgery", "Medical Records", "Internal Medicine", "Other")
@@ -54,9 +53,8 @@ class MtsamplesOptions(TextOptions):
 def describe(raw: Path | None, options: MtsamplesOptions) -> tuple[tuple[Modality, ...], tuple[Task, ...]]:
     """Texts and descriptions where the table with the texts is there, otherwise descriptions alone."""
     full, short = (True, True) if raw is None else map(bool, _tables(raw))
-    width = text_width(options)
-    description = Modality(name="description", kind="timed", features=width, description="one-sentence description")
-    text = Modality(name="text", kind="timed", features=width, description="whole document")
+    description = text_modality("description", options, "one-sentence description")
+    text = text_modality("text", options, "whole document")
     modalities = (text, description) if full else (description,)
     return modalities, tuple(task for task, table in ((_DOCUMENT, full), (_SPECIALTY, short)) if table)
 
@@ -85,10 +83,10 @@ def read(raw: Path | None, options: MtsamplesOptions, funnel: Funnel, work: Work
     for what, times in counts.items():
         if times:
             funnel.count(what, times)
-    vectors = _vectors(rows, options, work)
+    found = _read(rows, options, work)
     for row, group in zip(rows, groups, strict=True):
-        parts = {name: vectors[row[name]] for name in ("text", "description") if row[name]}
-        yield Sample(row["id"], group, {name: _observation(v) for name, v in parts.items()}, _targets(row))
+        parts = {name: found[row[name]] for name in ("text", "description") if row[name]}
+        yield Sample(row["id"], group, parts, _targets(row))
 
 
 def split(options: MtsamplesOptions) -> SplitSpec:
@@ -140,16 +138,12 @@ def _groups(rows: list[Row]) -> list[str]:
     return [rows[root(i)]["id"] for i in range(len(rows))]
 
 
-def _vectors(rows: list[Row], options: MtsamplesOptions, work: Work) -> dict[str, Vector]:
+def _read(rows: list[Row], options: MtsamplesOptions, work: Work) -> dict[str, Observation]:
     """Every different text once."""
     texts = sorted({row[name] for row in rows for name in ("text", "description") if row[name]})
-    work.say(f"{len(texts)} texts to vectors")
+    work.say(f"reading {len(texts)} texts")
     plain = TextOptions(**options.model_dump(exclude={"seed"}))
-    return dict(zip(texts, embed_texts(texts, plain, work.folder / "texts"), strict=True))
-
-
-def _observation(vector: Vector) -> Observation:
-    return Observation(vector[None], np.zeros(1, dtype=np.float32))
+    return dict(zip(texts, read_texts(texts, plain, work.vectors).each(), strict=True))
 
 
 def _targets(row: Row) -> dict[str, NDArray[np.float32]]:

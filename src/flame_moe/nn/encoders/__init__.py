@@ -9,6 +9,7 @@ from flame_moe.nn.encoders.patches import PatchEncoder
 from flame_moe.nn.encoders.series import SeriesEncoder
 from flame_moe.nn.encoders.table import TableEncoder
 from flame_moe.nn.encoders.timed import TimedEncoder
+from flame_moe.nn.encoders.tokens import TokenEncoder
 from flame_moe.nn.encoders.waveform import WaveformEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
@@ -19,6 +20,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "codes": CodeEncoder,
     "image": ImageEncoder,
     "waveform": WaveformEncoder,
+    "tokens": TokenEncoder,
 }
 
 __all__ = [
@@ -30,5 +32,6 @@ __all__ = [
     "SeriesEncoder",
     "TableEncoder",
     "TimedEncoder",
+    "TokenEncoder",
     "WaveformEncoder",
 ]
