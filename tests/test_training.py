@@ -23,10 +23,11 @@ from flame_moe.errors import CheckpointError, NonFiniteError
 from flame_moe.nn import Flame
 from flame_moe.nn.losses import class_weights, task_loss
 from flame_moe.schema import Recipe, Task, TrainConfig
-from flame_moe.training import engine
+from flame_moe.training import engine, problem
 from flame_moe.training.engine import to_values
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.optim import learning_rate, parameter_groups
+from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import derive
 from tests.tiny import batch_of, flame, full_batch, recipe, sample
 
@@ -191,10 +192,10 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     victim = tiny_store.ids(indices)[3]
     build = Learner._problem
 
-    def poisoned(self: Learner, store: Store, task: Task) -> engine.Problem:
-        problem = build(self, store, task)
-        fields = {f.name: getattr(problem.train, f.name) for f in dataclasses.fields(Loader)}
-        return dataclasses.replace(problem, train=Poisoned(**fields, victim=victim, poison=poison))
+    def poisoned(self: Learner, store: Store, task: Task, cursor: int) -> Problem:
+        sound = build(self, store, task, cursor)
+        fields = {f.name: getattr(sound.train, f.name) for f in dataclasses.fields(Loader)}
+        return dataclasses.replace(sound, train=Poisoned(**fields, victim=victim, poison=poison))
 
     monkeypatch.setattr(Learner, "_problem", poisoned)
     learner, before = Learner(plan), {}
@@ -215,7 +216,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss may be finite while its slope is not: sqrt at zero."""
-    monkeypatch.setattr(engine, "task_loss", lambda t, z, *args: task_loss(t, z, *args) + (z.sum() * 0).sqrt())
+    monkeypatch.setattr(problem, "task_loss", lambda t, z, *args: task_loss(t, z, *args) + (z.sum() * 0).sqrt())
     for clip in (1.0, None):
         learner = Learner(recipe((("death",),), train={"clip": clip}))
         before: dict[str, Tensor] = {}
@@ -235,7 +236,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]) ->
     turns = {task: iter(values) for task, values in scores.items()}
     metric = {"death": "auroc", "days": "r2"}
     monkeypatch.setattr(
-        engine, "validate", lambda model, problem, cursor: {metric[problem.task.name]: next(turns[problem.task.name])}
+        engine, "validate", lambda model, problem: {metric[problem.task.name]: next(turns[problem.task.name])}
     )
 
 

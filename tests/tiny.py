@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from flame_moe.batch import FlexiBatch, Observation, Sample, collate
+from flame_moe.continual.methods import METHODS
 from flame_moe.nn import Flame
 from flame_moe.schema import Modality, ModelConfig, Recipe, Task
 from tests.example_stores import MODALITIES, TASKS
@@ -100,9 +101,15 @@ def recipe(
         "stages": [{"tasks": list(tasks)} for tasks in stages],
         "model": {**SHAPE, **(model or {})},
         "train": {**TRAIN, **(train or {})},
-        "method": {"name": "flame", "rank": 2, **(method or {})},
+        "method": _small(method or {}),
     }
     return Recipe.parse({**data, **more}, where="tiny")
+
+
+def _small(method: dict[str, Any]) -> dict[str, Any]:
+    """FLAME of rank 2, or the method asked for, with rank 2 if it has one."""
+    name = method.get("name", "flame")
+    return {"name": name, **({"rank": 2} if "rank" in METHODS[name].keys else {}), **method}
 
 
 __all__ = ["BY_NAME", "EVERYTHING", "MODALITIES", "STREAM", "TASKS", "batch_of", "config", "flame", "full_batch"]

@@ -91,7 +91,9 @@ class Recorder:
         """
         began, peak = time.perf_counter(), PeakMemory()
         before = self.full_rank if compressed else None
-        learner.learn(store, stage, monitor=monitor, state_folder=state_folder, before_commit=before)
+        learner.learn(
+            store, stage, monitor=monitor, state_folder=state_folder, before_commit=before, earlier=self.stores
+        )
         held, trained = peak.bytes, time.perf_counter()
         self.after_stage(learner, held)
         index = learner.stages[-1].index

@@ -13,6 +13,7 @@ A run folder is whole at every moment; it is replaced when a stage is complete:
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,14 +25,14 @@ import torch
 
 from flame_moe.continual import Learner
 from flame_moe.continual.learner import resolve_task
-from flame_moe.continual.methods import make_method
+from flame_moe.continual.methods import alike, make_method
 from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError, nearest
 from flame_moe.files import replacing_folder, write_text
 from flame_moe.recorder import Recorder, Reference, data_summary
 from flame_moe.results import Comparison, Results
-from flame_moe.schema import MethodConfig, Recipe, Stage
+from flame_moe.schema import Recipe, Stage
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
 from flame_moe.training.monitor import Monitor
 
@@ -82,8 +83,8 @@ def check(recipe: Recipe, store: Store) -> None:
             raise RecipeError(
                 f"the recipe changes task '{name}' but learns it in no stage", mend=nearest(name, learned)
             )
-    for name in (recipe.method.name, *recipe.compare):
-        make_method(MethodConfig(name=name))
+    for config in (recipe.method, *(alike(name, recipe.method) for name in recipe.compare)):
+        make_method(config)
 
 
 def open_store(recipe: Recipe, store: Store | str | Path | None = None, *, make: bool = True) -> Store:
@@ -147,7 +148,7 @@ def _run(recipe: Recipe, out: Path, store: Store, monitor: Monitor | None) -> Ru
     base = None
     for stage in recipe.stages[len(learner.stages) :]:
         _learn(learner, recorder, store, stage, out, monitor)
-        base = learner.with_method(recipe.method) if recipe.compare and len(learner.stages) == 1 else base
+        base = copy.deepcopy(learner) if recipe.compare and len(learner.stages) == 1 else base
     done = {other.name for other in recorder.comparison}
     for name in [name for name in recipe.compare if name not in done]:
         recorder.comparison.append(_compare(name, recipe, store, base, monitor))
@@ -266,8 +267,9 @@ def _learn(
 
 def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, monitor: Monitor | None) -> Comparison:
     """Learn the same stream by another method, from the same first stage (trained anew if it is not at hand)."""
-    method = MethodConfig(name=name, rank=recipe.method.rank)
-    learner = Learner(recipe.model_copy(update={"method": method})) if base is None else base.with_method(method)
+    method = alike(name, recipe.method)
+    other = recipe.model_copy(update={"method": method})
+    learner = Learner(other) if base is None else base.with_method(method, store)
     recorder = Recorder(recipe, stores=dict.fromkeys([t for stage in recipe.stages for t in stage.tasks], store))
     if learner.stages:
         recorder.after_stage(learner)

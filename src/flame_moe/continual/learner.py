@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from flame_moe.continual.methods import Commit, make_method
+from flame_moe.continual.methods import Commit, MethodState, StageContext, concludes, make_method
 from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.pretrained import starting_weights
@@ -24,13 +24,15 @@ from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import growables
 from flame_moe.schema import MethodConfig, Modality, Recipe, Stage, Task
 from flame_moe.training.checkpoint import load_checkpoint, match, save_checkpoint
-from flame_moe.training.engine import Prediction, Problem, fit, predict
+from flame_moe.training.engine import Prediction, fit, predict
 from flame_moe.training.monitor import Monitor
+from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import seed_torch
 from flame_moe.training.state import TrainingState, put
 
 KIND, VERSION = "flame-moe-model", 1
 STATE_KIND, STATE_VERSION = "flame-moe-training", 1
+_METHOD = "method|"
 _RESTORE = "Restore the checkpoint from a backup."
 
 
@@ -140,6 +142,7 @@ class Learner:
         monitor: Monitor | None = None,
         state_folder: Path | None = None,
         before_commit: Callable[[Learner], None] | None = None,
+        earlier: Mapping[str, Store] | None = None,
     ) -> LearnedStage:
         """Learn the next stage: add what it needs, train, keep the epoch that validates best, commit.
 
@@ -149,20 +152,23 @@ class Learner:
             monitor: who is told of progress.
             state_folder: where to save the state after every epoch; if it holds one, training goes on from there.
             before_commit: called when the model is trained but not yet compressed.
+            earlier: task of an earlier stage -> the store of its samples, for methods that read some of them again;
+                default `store`.
 
         Raises:
             FlameError: before anything changes, if the stage does not fit; during training, on a non-finite loss.
                 Whatever ends a stage early, the learner is afterwards what it was before.
         """
         tasks, modalities = self.resolve(store, stage)
-        before = (copy.deepcopy(self.model), self.preprocessor, list(self.stages), self.variants)
+        again = self._earlier({name: (earlier or {}).get(name, store) for name in self.tasks})
+        before = (copy.deepcopy((self.model, self.method)), self.preprocessor, list(self.stages), self.variants)
         try:
-            record = self._train(store, stage, tasks, modalities, monitor or Monitor(), state_folder)
+            record = self._train(store, stage, tasks, modalities, again, monitor or Monitor(), state_folder)
             if before_commit is not None:
                 before_commit(self)
             commits = tuple(self.method.commit(self.model, record.index))
         except BaseException:
-            self.model, self.preprocessor, self.stages, self.variants = before
+            (self.model, self.method), self.preprocessor, self.stages, self.variants = before
             raise
         self.stages[-1] = replace(record, commits=commits)
         return self.stages[-1]
@@ -173,6 +179,7 @@ class Learner:
         stage: Stage,
         tasks: list[Task],
         modalities: list[Modality],
+        earlier: Mapping[str, Problem],
         monitor: Monitor,
         state_folder: Path | None,
     ) -> LearnedStage:
@@ -181,7 +188,7 @@ class Learner:
         index, config = len(self.stages), stage.settings(self.recipe.train)
         new = [m for m in modalities if m.name not in self.model.modalities]
         self._adopt(store, new, tasks)
-        problems = {task.name: self._problem(store, task) for task in tasks}
+        problems = {task.name: self._problem(store, task, index) for task in tasks}
         seed_torch(self.recipe.seed, "initial", index)
         names = [m.name for m in modalities]
         self._add(index, tasks, names, new)
@@ -189,14 +196,17 @@ class Learner:
             if modality.pretrained is not None:
                 self.model.start_from(modality.name, starting_weights(modality.pretrained, modality.name))
         self.method.begin(self.model, index, stage.tasks, names)
+        context = self._context(index, stage.tasks, names, [m.name for m in new], problems, earlier)
+        self.method.prepare(context)
         trainable = _trainable(self.model)
         fitted = fit(
             self.model,
-            problems,
+            self.method.problems(context),
             config,
-            cursor=index,
+            stage=index,
             seed=self.recipe.seed,
             monitor=monitor,
+            hooks=self.method,
             resume=_load_state(state_folder, index, stage),
             save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),
         )
@@ -215,7 +225,8 @@ class Learner:
             (),
         )
         self.stages.append(record)
-        self.variants = {task: self._variant(weights) for task, weights in fitted.per_task.items()}
+        self.variants = {task: self._variant(weights, context) for task, weights in fitted.per_task.items()}
+        self.method.conclude(context)
         return record
 
     def predict(self, store: Store, task: str, indices: ArrayLike, batch_size: int | None = None) -> Prediction:
@@ -225,11 +236,30 @@ class Learner:
         loader = Loader(store, self.preprocessor, description, np.asarray(indices), size)
         return predict(self.model, loader.batches(None), description, cursor, self._scale(description))
 
-    def with_method(self, method: MethodConfig) -> Learner:
-        """A copy that goes on by another method; after the first stage all methods stand at the same model."""
+    def with_method(self, method: MethodConfig, store: Store | None = None) -> Learner:
+        """A copy that goes on by another method; after the first stage all methods stand at the same model.
+
+        Args:
+            method: the other method.
+            store: samples of the first stage, for methods that conclude something from them.
+
+        Raises:
+            FlameError: after more than one stage, for an unknown method, or without samples that it needs.
+        """
+        if len(self.stages) > 1:
+            what = f"{len(self.stages)} stages were learned by '{self.method.name}'; methods part after the first"
+            raise RecipeError(what, mend="Take a learner that has learned one stage.")
         twin = copy.deepcopy(self)
         twin.recipe = self.recipe.model_copy(update={"method": method})
         twin.method = make_method(method)
+        if self.stages and concludes(twin.method):
+            if store is None:
+                raise DataError(
+                    f"the method '{method.name}' concludes from the first stage's samples", mend="Give them."
+                )
+            first = self.stages[0]
+            problems = {name: twin._problem(store, twin.tasks[name], 0) for name in first.tasks}
+            twin.method.conclude(twin._context(0, first.tasks, first.modalities, first.new_modalities, problems, {}))
         return twin
 
     def save(self, folder: str | Path) -> Path:
@@ -242,7 +272,9 @@ class Learner:
             "preprocessor": self.preprocessor.plain(),
             "structure": {name: part.structure() for name, part in growables(self.model)},
         }
-        return save_checkpoint(folder, self.model.state_dict(), manifest, kind=KIND, version=VERSION)
+        kept = self.method.state()
+        tensors = self.model.state_dict() | {_METHOD + name: tensor for name, tensor in kept.tensors.items()}
+        return save_checkpoint(folder, tensors, {**manifest, "method": kept.meta}, kind=KIND, version=VERSION)
 
     @classmethod
     def load(cls, folder: str | Path) -> Learner:
@@ -273,9 +305,15 @@ class Learner:
         except FlameError as error:
             what = f"the manifest does not describe a model: {error.what}"
             raise CheckpointError(what, where=where, mend=_RESTORE) from None
+        kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_METHOD)}
         match(learner.model.state_dict(), tensors, where)
         learner.model.load_state_dict(tensors, strict=True)
         learner.model.requires_grad_(False)
+        state = MethodState({n.removeprefix(_METHOD): t for n, t in kept.items()}, manifest.get("method", {}))
+        try:
+            learner.method.restore(learner.model, state)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise CheckpointError("the method's state is damaged", where=where, mend=_RESTORE) from None
         return learner
 
     def _adopt(self, store: Store, new: list[Modality], tasks: list[Task]) -> None:
@@ -294,7 +332,41 @@ class Learner:
         for task in tasks:
             self.model.add_task(task)
 
-    def _problem(self, store: Store, task: Task) -> Problem:
+    def _context(
+        self,
+        index: int,
+        tasks: Iterable[str],
+        modalities: Iterable[str],
+        new: Iterable[str],
+        problems: Mapping[str, Problem],
+        earlier: Mapping[str, Problem],
+    ) -> StageContext:
+        cursors = {name: stage.index for stage in self.stages for name in stage.tasks} | dict.fromkeys(tasks, index)
+        names = (tuple(tasks), tuple(modalities), tuple(new))
+        size, seed = self.recipe.train.batch_size, self.recipe.seed
+        return StageContext(self.model, index, *names, problems, earlier, cursors, size, seed)
+
+    def _earlier(self, stores: Mapping[str, Store]) -> dict[str, Problem]:
+        """Problems of earlier tasks on the training samples that the method may read again."""
+        found = {}
+        for name, store in stores.items():
+            if not (self.method.rereads or name in self.method.memory):
+                continue
+            lost = f"the method '{self.method.name}' reads samples of '{name}' again, and the store lacks "
+            if name not in store.tasks:
+                raise DataError(f"{lost}the task", where=str(store.path), mend="Give the store of the task.")
+            problem = self._problem(store, self.tasks[name], self.cursor(name))
+            if not self.method.rereads:
+                place = dict(zip(store.ids(problem.train.indices), problem.train.indices, strict=True))
+                missing = [i for i in self.method.memory[name] if i not in place]
+                if missing:
+                    raise DataError(f"{lost}sample '{missing[0]}'", where=str(store.path), mend="Give the old store.")
+                kept = np.array([place[i] for i in self.method.memory[name]], dtype=np.int64)
+                problem = replace(problem, train=replace(problem.train, indices=kept))
+            found[name] = problem
+        return found
+
+    def _problem(self, store: Store, task: Task, cursor: int) -> Problem:
         size = self.recipe.train.batch_size
         train, val = (
             Loader(store, self.preprocessor, task, store.indices(task.name, split, modalities=task.modalities), n)
@@ -303,14 +375,15 @@ class Learner:
         weight = None
         if task.kind != "regression":
             weight = class_weights(task, torch.as_tensor(self.preprocessor.class_counts(task.name)).float())
-        return Problem(task, train, val, self._scale(task), weight)
+        return Problem(task, cursor, train, val, self._scale(task), weight)
 
     def _scale(self, task: Task) -> Any:
         return self.preprocessor.target_scale(task.name) if task.kind == "regression" else None
 
-    def _variant(self, weights: Mapping[str, torch.Tensor]) -> Learner:
+    def _variant(self, weights: Mapping[str, torch.Tensor], context: StageContext) -> Learner:
         twin = copy.deepcopy(self)
         put(twin.model, weights)
+        twin.method.conclude(replace(context, model=twin.model))
         twin.method.commit(twin.model, len(twin.stages) - 1)
         return twin
 

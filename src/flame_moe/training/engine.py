@@ -17,41 +17,15 @@ from flame_moe.batch import FlexiBatch, drop_cells, drop_modalities
 from flame_moe.data.loader import Loader, to_device
 from flame_moe.data.sampling import steps, steps_per_epoch
 from flame_moe.errors import NonFiniteError
-from flame_moe.nn.losses import task_loss
 from flame_moe.nn.model import Flame
 from flame_moe.schema import Task, TrainConfig
+from flame_moe.training.hooks import Hooks, Seen
 from flame_moe.training.metrics import PRIMARY, evaluate_predictions
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.optim import learning_rate, make_optimizer
+from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import generator, seed_torch
 from flame_moe.training.state import TrainingState, snapshot, trainable
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A task with everything that training it needs.
-
-    Attributes:
-        task: the task.
-        train: batches to learn from.
-        val: batches to choose by.
-        scale: (mean, std), each (target_width,), of regression targets on the training split; else None.
-        class_weight: see `flame_moe.nn.losses.class_weights`.
-    """
-
-    task: Task
-    train: Loader
-    val: Loader
-    scale: tuple[NDArray[np.float32], NDArray[np.float32]] | None
-    class_weight: Tensor | None
-
-    def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Loss of each sample, (B,), against targets in natural units."""
-        if self.scale is not None:
-            mean, std = (torch.as_tensor(s, device=target.device) for s in self.scale)
-            target = (target - mean) / std
-        weight = None if self.class_weight is None else self.class_weight.to(target.device)
-        return task_loss(self.task, logits, target, weight, smoothing)
 
 
 class Prediction(NamedTuple):
@@ -83,26 +57,26 @@ def fit(
     problems: Mapping[str, Problem],
     config: TrainConfig,
     *,
-    cursor: int,
+    stage: int,
     seed: int,
     monitor: Monitor,
-    penalty: Callable[[Flame], Tensor] | None = None,
+    hooks: Hooks | None = None,
     resume: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
 ) -> Fitted:
     """Train whatever requires a gradient on the problems jointly, and leave the model at the chosen epoch.
 
     Each step sums the task losses of its batches, auxiliary losses included. An epoch draws its randomness from
-    (seed, cursor, epoch) alone, so a run that resumes after a crash ends with the same weights.
+    (seed, stage, epoch) alone, so a run that resumes after a crash ends with the same weights.
 
     Args:
         model: the network; what is frozen stays as it is.
         problems: task name -> what to learn.
         config: how.
-        cursor: the stage being learned.
+        stage: the stage being learned.
         seed: of the recipe.
         monitor: who is told of progress.
-        penalty: a method's own loss, added to every step.
+        hooks: what the method adds to every step.
         resume: state to go on from.
         save: called with the state after every epoch.
 
@@ -113,7 +87,7 @@ def fit(
 
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network, optimizer = fabric.setup(model, make_optimizer(model, config))
-    session = _Session(fabric, network, optimizer, model, problems, config, cursor, penalty)
+    session = _Session(fabric, network, optimizer, model, problems, config, stage, hooks or Hooks())
     state = resume or TrainingState.fresh(problems)
     state.load_into(model, optimizer)
     monitor.begin(list(problems), config.epochs, session.per_epoch, state.epoch)
@@ -121,9 +95,9 @@ def fit(
         if config.patience is not None and epoch - state.best_epoch > config.patience:
             break
         began = time.perf_counter()
-        seed_torch(seed, "stage", cursor, "epoch", epoch)
-        train = session.epoch(epoch, generator(seed, "stage", cursor, "epoch", epoch), monitor)
-        val = {name: validate(model, p, cursor) for name, p in problems.items()}
+        seed_torch(seed, "stage", stage, "epoch", epoch)
+        train = session.epoch(epoch, seed, monitor)
+        val = {name: validate(model, p) for name, p in problems.items()}
         record = {
             "epoch": epoch,
             "lr": optimizer.param_groups[0]["lr"],
@@ -152,8 +126,8 @@ class _Session:
     model: Flame
     problems: Mapping[str, Problem]
     config: TrainConfig
-    cursor: int
-    penalty: Callable[[Flame], Tensor] | None
+    stage: int
+    hooks: Hooks
 
     @property
     def loaders(self) -> dict[str, Loader]:
@@ -163,34 +137,48 @@ class _Session:
     def per_epoch(self) -> int:
         return steps_per_epoch(self.loaders, self.config.sampling)
 
-    def epoch(self, epoch: int, draw: np.random.Generator, monitor: Monitor) -> dict[str, float | None]:
+    def epoch(self, epoch: int, seed: int, monitor: Monitor) -> dict[str, float | None]:
         """One pass over the schedule; mean loss per task, and of the auxiliary losses."""
         config, per_epoch = self.config, self.per_epoch
+        draw = generator(seed, "stage", self.stage, "epoch", epoch)
+        replayed = self.hooks.replay(generator(seed, "stage", self.stage, "epoch", epoch, "replay"))
         totals: dict[str, list[float]] = {name: [] for name in (*self.problems, "auxiliary")}
         self.model.train()
         for i, batches in enumerate(steps(self.loaders, config.sampling, config.temperature, draw)):
             rate = learning_rate(config, epoch * per_epoch + i, config.epochs * per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
-            self._step(batches, epoch, totals)
+            self._step(batches, None if replayed is None else next(replayed), epoch, totals)
             monitor.step()
         return {name: float(np.mean(values)) if values else None for name, values in totals.items()}
 
-    def _step(self, batches: list[FlexiBatch], epoch: int, totals: dict[str, list[float]]) -> None:
+    def _step(
+        self,
+        batches: list[FlexiBatch],
+        replayed: tuple[Problem, FlexiBatch] | None,
+        epoch: int,
+        totals: dict[str, list[float]],
+    ) -> None:
         """One update from one batch of each of some tasks; nothing is changed if anything is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.stack([self._loss(batch, totals) for batch in batches]).sum()
-        self.fabric.backward(loss if self.penalty is None else loss + self.penalty(self.model))
+        seen = [self._see(self.problems[batch.task], batch, totals) for batch in batches]
+        if replayed is not None:
+            seen.append(self._see(*replayed, totals))
+        loss = torch.stack([s.loss for s in seen]).sum()
+        with self.fabric.autocast():
+            penalty = self.hooks.penalty(self.model, seen)
+        self.fabric.backward(loss if penalty is None else loss + penalty)
+        self.hooks.adjust_gradients(self.model)
         limit = math.inf if self.config.clip is None else self.config.clip
         norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
-        _refuse_gradient(norm, batches, epoch)
+        _refuse_gradient(norm, [s.batch for s in seen], epoch)
         self.optimizer.step()
+        self.hooks.after_step(self.model)
 
-    def _loss(self, batch: FlexiBatch, totals: dict[str, list[float]]) -> Tensor:
-        """Weighted task loss plus auxiliary loss of one batch; stops on NaN or Inf, naming task and samples."""
-        problem = self.problems[batch.task]
+    def _see(self, problem: Problem, batch: FlexiBatch, totals: dict[str, list[float]]) -> Seen:
+        """Forward pass and loss of one batch; stops on NaN or Inf, naming task and samples."""
         ready = self.fabric.to_device(_thin(batch, self.config))
-        output = self.network(ready, self.cursor)
+        output = self.network(ready, problem.cursor)
         each = problem.losses(output.logits, ready.target, self.config.label_smoothing)
         loss = each.mean()
         if not bool(torch.isfinite(loss + output.aux)):
@@ -201,9 +189,10 @@ class _Session:
                 where=f"task '{batch.task}', samples {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}",
                 mend="Look at these samples' values, or lower train.lr.",
             )
-        totals[batch.task].append(float(loss.detach()))
+        if batch.task in totals:
+            totals[batch.task].append(float(loss.detach()))
         totals["auxiliary"].append(float(output.aux.detach()))
-        return problem.task.weight * loss + output.aux
+        return Seen(problem, ready, output, problem.task.weight * loss + output.aux)
 
 
 def _thin(batch: FlexiBatch, config: TrainConfig) -> FlexiBatch:
@@ -260,9 +249,9 @@ def to_values(
     return p[:, 0] if task.kind == "binary" else p
 
 
-def validate(model: Flame, problem: Problem, cursor: int) -> dict[str, float]:
+def validate(model: Flame, problem: Problem) -> dict[str, float]:
     """Validation metrics of one task without intervals, and "loss", its mean task loss without smoothing."""
-    got = predict(model, problem.val.batches(None), problem.task, cursor, problem.scale)
+    got = predict(model, problem.val.batches(None), problem.task, problem.cursor, problem.scale)
     task = problem.task
     target = got.target if task.target_width > 1 or task.kind == "regression" else got.target[:, 0]
     scores = evaluate_predictions(task.kind, target, got.values, classes=task.classes, bootstrap=0)
@@ -275,4 +264,4 @@ def _scores(problems: Mapping[str, Problem], val: Mapping[str, Mapping[str, floa
     return {name: float(np.nan_to_num(val[name][PRIMARY[p.task.kind]])) for name, p in problems.items()}
 
 
-__all__ = ["Fitted", "Prediction", "Problem", "fit", "predict", "snapshot", "to_values", "trainable", "validate"]
+__all__ = ["Fitted", "Prediction", "fit", "predict", "snapshot", "to_values", "trainable", "validate"]

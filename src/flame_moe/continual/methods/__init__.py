@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flame_moe.continual.methods.base import Commit, Method
+from flame_moe.continual.methods.base import Commit, Method, MethodState, Setting, StageContext, concludes
 from flame_moe.continual.methods.finetune import FineTune
 from flame_moe.continual.methods.flame import FlameCL
 from flame_moe.errors import RecipeError, nearest
@@ -15,11 +15,27 @@ def make_method(config: MethodConfig) -> Method:
     """The method a recipe names.
 
     Raises:
-        RecipeError: for an unknown name, with the nearest known one.
+        RecipeError: for an unknown name, with the nearest known one; or a key that the method does not read.
     """
     if config.name not in METHODS:
         raise RecipeError(f"unknown method '{config.name}'", where="method.name", mend=nearest(config.name, METHODS))
     return METHODS[config.name](config)
 
 
-__all__ = ["METHODS", "Commit", "Method", "make_method"]
+def alike(name: str, config: MethodConfig) -> MethodConfig:
+    """Another method's settings: the rank of `config` where the method reads one, its own defaults otherwise."""
+    reads_rank = name in METHODS and "rank" in METHODS[name].keys
+    return MethodConfig(name=name, rank=config.rank) if reads_rank else MethodConfig(name=name)
+
+
+__all__ = [
+    "METHODS",
+    "Commit",
+    "Method",
+    "MethodState",
+    "Setting",
+    "StageContext",
+    "alike",
+    "concludes",
+    "make_method",
+]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
+from torch import Tensor
+
+from flame_moe.errors import CheckpointError, RecipeError
 from flame_moe.nn.model import Flame
 from flame_moe.schema import MethodConfig
+from flame_moe.training.hooks import Hooks
+from flame_moe.training.problem import Problem
 
 
 class Commit(NamedTuple):
@@ -24,23 +30,102 @@ class Commit(NamedTuple):
     relative_error: float
 
 
-class Method(ABC):
-    """One continual-learning method, stateless but for its configuration.
+class Setting(NamedTuple):
+    """One point of a method's grid.
 
-    The learner adds modalities and heads, then calls `begin`, trains whatever requires a gradient, and calls `commit`.
+    Attributes:
+        keys: of `MethodConfig`, the name left out.
+        lr: factor of the learning rate of every stage after the first.
+    """
+
+    keys: Mapping[str, Any] = {}
+    lr: float = 1.0
+
+
+RATES: tuple[Setting, ...] = (Setting(lr=0.3), Setting(lr=1.0), Setting(lr=3.0))
+"""The grid of a method that has nothing of its own to choose."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a method may look at while it learns a stage.
+
+    Attributes:
+        model: the network, with the stage's modalities, routers and heads; training changes it in place.
+        stage: the stage's index.
+        tasks: learned in it.
+        modalities: all that its tasks read.
+        new_modalities: those that appear for the first time.
+        problems: its tasks, with their training and validation batches.
+        earlier: tasks of earlier stages with batches of the training samples that the method may read again
+            (`Method.rereads`, `Method.memory`), and of no others.
+        cursors: task -> the stage at whose weights it is read, for every task so far, this stage's included.
+        batch_size: samples of one task in a step.
+        seed: of the recipe; `training.seeding.generator(seed, purpose, stage)` draws for a purpose.
+    """
+
+    model: Flame
+    stage: int
+    tasks: tuple[str, ...]
+    modalities: tuple[str, ...]
+    new_modalities: tuple[str, ...]
+    problems: Mapping[str, Problem]
+    earlier: Mapping[str, Problem]
+    cursors: Mapping[str, int]
+    batch_size: int
+    seed: int
+
+    @property
+    def old_tasks(self) -> tuple[str, ...]:
+        """Tasks of earlier stages, in the order in which they were learned."""
+        return tuple(name for name in self.cursors if name not in self.tasks)
+
+
+@dataclass
+class MethodState:
+    """What a method keeps from stage to stage beside the model; saved with it.
+
+    Attributes:
+        tensors: name -> tensor.
+        meta: JSON-ready.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Hooks, ABC):
+    """One continual-learning method.
+
+    A stage goes: `add_routers`, `begin` (what trains), `prepare`, training of whatever requires a gradient with the
+    calls of `Hooks` in each step, `conclude`, `commit`. The first stage is learned alike by every method: everything
+    trains, and hooks do nothing. What a method remembers changes in `prepare` and `conclude` only, so that a stage
+    that is taken up again after a crash ends as if it had not stopped.
+
+    Attributes:
+        name: in recipes.
+        keys: of `MethodConfig` that this method reads; any other is refused.
+        rereads: whether all training samples of earlier tasks may be read again.
+        grid: settings among which validation chooses; as many for every method.
+        memory: task -> ids of its training samples that may be read again.
     """
 
     name: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]] = ()
+    rereads: ClassVar[bool] = False
+    grid: ClassVar[tuple[Setting, ...]] = RATES
 
     def __init__(self, config: MethodConfig) -> None:
+        _refuse_unused(type(self), config)
         self.config = config
+        self.memory: dict[str, tuple[str, ...]] = {}
 
     @abstractmethod
     def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
         """Add the router heads that a stage gets.
 
         Args:
-            model: the network, which already has the stage's modalities and task heads.
+            model: the network, which already has the stage's modalities.
             stage: its index.
             modalities: all that the stage's tasks read.
             new: those that appear for the first time.
@@ -50,6 +135,45 @@ class Method(ABC):
     def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:
         """Prepare the model to learn a stage: start updates, and set what requires a gradient."""
 
+    def prepare(self, context: StageContext) -> None:
+        """Look at the data of the stage once, after `begin` and before the first step."""
+
+    def problems(self, context: StageContext) -> Mapping[str, Problem]:
+        """What the stage trains and validates on; its own tasks, unless a method says otherwise."""
+        return context.problems
+
+    def conclude(self, context: StageContext) -> None:
+        """Learn from the trained model what later stages need, before the commit."""
+
     @abstractmethod
     def commit(self, model: Flame, stage: int) -> list[Commit]:
         """Keep what the stage learned."""
+
+    def state(self) -> MethodState:
+        """Everything that later stages need beside the model."""
+        return MethodState()
+
+    def restore(self, model: Flame, state: MethodState) -> None:
+        """Take up a saved state; the model is as it was when it was saved.
+
+        Raises:
+            CheckpointError: if it is not a state of this method for this model.
+        """
+        if state.tensors or state.meta:
+            raise CheckpointError(f"the method '{self.name}' keeps no state, and the checkpoint holds one")
+
+
+def concludes(method: Method) -> bool:
+    """Whether a method learns anything from a stage beside the model."""
+    return type(method).conclude is not Method.conclude
+
+
+def _refuse_unused(method: type[Method], config: MethodConfig) -> None:
+    for key, info in MethodConfig.model_fields.items():
+        if key != "name" and key not in method.keys and getattr(config, key) != info.default:
+            mend = f"It reads {_listed(method.keys)}." if method.keys else "It reads no key but its name."
+            raise RecipeError(f"the method '{method.name}' does not read '{key}'", where=f"method.{key}", mend=mend)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys)

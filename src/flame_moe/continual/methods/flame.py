@@ -23,6 +23,7 @@ class FlameCL(Method):
     """
 
     name: ClassVar[str] = "flame"
+    keys: ClassVar[tuple[str, ...]] = ("rank",)
 
     def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
         model.add_router_heads(modalities, stage)

@@ -1,0 +1,192 @@
+"""What every continual-learning method promises, and that each one's protection reaches the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flame_moe.batch import FlexiBatch
+from flame_moe.continual import Learner
+from flame_moe.continual.methods import METHODS, Commit, MethodState, StageContext, make_method
+from flame_moe.continual.methods.finetune import FineTune
+from flame_moe.data.store import Store
+from flame_moe.errors import CheckpointError, DataError, RecipeError
+from flame_moe.nn.model import Flame
+from flame_moe.schema import MethodConfig
+from flame_moe.training.hooks import Seen
+from flame_moe.training.problem import Problem
+from tests.tiny import recipe
+
+TWO = (("death",), ("days",))
+
+
+class Watched(FineTune):
+    """Fine-tuning that writes down what is asked of it, and uses every hook."""
+
+    name = "watched"
+    memory_of = 3
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.calls: list[str] = []
+        self.replayed: set[str] = set()
+        self.concluded = 0
+        self.contexts: list[StageContext] = []
+
+    def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
+        self.calls.append("add_routers")
+        super().add_routers(model, stage, modalities, new)
+
+    def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:
+        self.calls.append("begin")
+        super().begin(model, stage, tasks, modalities)
+
+    def prepare(self, context: StageContext) -> None:
+        self.calls.append("prepare")
+        self.earlier = context.earlier
+        self.contexts.append(context)
+
+    def replay(self, draw: np.random.Generator) -> Iterator[tuple[Problem, FlexiBatch]] | None:
+        self.calls.append("replay")
+        return self._endless(draw) if self.earlier else None
+
+    def _endless(self, draw: np.random.Generator) -> Iterator[tuple[Problem, FlexiBatch]]:
+        while True:
+            for problem in self.earlier.values():
+                for batch in problem.train.batches(draw):
+                    self.replayed |= set(batch.ids)
+                    yield problem, batch
+
+    def penalty(self, model: Flame, seen: Sequence[Seen]) -> Tensor | None:
+        self.calls.append("penalty")
+        assert all(not s.output.logits.isnan().any() and s.loss.requires_grad for s in seen)
+        self.tasks_seen = [s.problem.task.name for s in seen]
+        return None
+
+    def adjust_gradients(self, model: Flame) -> None:
+        self.calls.append("adjust_gradients")
+
+    def after_step(self, model: Flame) -> None:
+        self.calls.append("after_step")
+
+    def conclude(self, context: StageContext) -> None:
+        self.calls.append("conclude")
+        for name, problem in context.problems.items():
+            self.memory[name] = problem.train.store.ids(problem.train.indices[: self.memory_of])
+        self.concluded += 1
+
+    def commit(self, model: Flame, stage: int) -> list[Commit]:
+        self.calls.append("commit")
+        return super().commit(model, stage)
+
+    def state(self) -> MethodState:
+        return MethodState({"concluded": torch.tensor(self.concluded)}, {"memory": self.memory})
+
+    def restore(self, model: Flame, state: MethodState) -> None:
+        self.concluded = int(state.tensors["concluded"])
+        self.memory = {name: tuple(ids) for name, ids in state.meta["memory"].items()}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+    monkeypatch.setitem(METHODS, "watched", Watched)
+    return Watched
+
+
+def learned(store: Store, stages: Sequence[Sequence[str]], method: dict[str, Any], **more: Any) -> Learner:
+    learner = Learner(recipe(stages, method=method, **more))
+    for stage in learner.recipe.stages:
+        learner.learn(store, stage)
+    return learner
+
+
+def test_a_stage_asks_its_method_in_the_documented_order(tiny_store: Store, watched: type[Watched]) -> None:
+    learner = learned(tiny_store, TWO, {"name": "watched"}, train={"epochs": 1, "batch_size": 64})
+    method = learner.method
+    assert isinstance(method, Watched)
+    step = ["penalty", "adjust_gradients", "after_step"]
+    stage = ["add_routers", "begin", "prepare", "replay", *step, "conclude", "commit"]
+    assert method.calls == stage * 2
+    assert method.tasks_seen == ["days", "death"]
+    second = method.contexts[1]
+    assert (second.stage, second.tasks, second.old_tasks) == (1, ("days",), ("death",))
+    assert (second.modalities, second.new_modalities) == (("vitals", "image"), ("image",))
+    assert second.cursors == {"death": 0, "days": 1}
+
+
+def test_a_method_reads_again_what_it_remembered_and_nothing_else(tiny_store: Store, watched: type[Watched]) -> None:
+    method = learned(tiny_store, TWO, {"name": "watched"}).method
+    assert isinstance(method, Watched)
+    first = tiny_store.indices("death", "train", modalities=("vitals", "static"))[:3]
+    assert method.replayed == set(tiny_store.ids(first))
+
+
+def test_samples_that_are_not_there_any_more_are_refused_before_anything_changes(
+    tiny_store: Store, watched: type[Watched]
+) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "watched"})
+    learner.method.memory["death"] = ("nobody",)
+    before = {name: t.clone() for name, t in learner.model.state_dict().items()}
+    with pytest.raises(DataError, match="reads samples of 'death' again, and the store lacks sample 'nobody'"):
+        learner.learn(tiny_store, recipe(TWO).stages[1])
+    assert all(torch.equal(t, before[name]) for name, t in learner.model.state_dict().items())
+
+
+def test_what_a_method_remembers_is_saved_and_comes_back_as_it_was_after_a_failure(
+    tiny_store: Store, watched: type[Watched], tmp_path: Path
+) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "watched"})
+    assert isinstance(learner.method, Watched)
+    loaded = Learner.load(learner.save(tmp_path / "model"))
+    assert isinstance(loaded.method, Watched)
+    assert (loaded.method.concluded, loaded.method.memory) == (1, learner.method.memory)
+
+    def fail(_: Learner) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loaded.learn(tiny_store, recipe(TWO).stages[1], before_commit=fail)
+    assert isinstance(loaded.method, Watched)
+    assert (loaded.method.concluded, loaded.method.memory) == (1, learner.method.memory)
+
+
+def test_a_state_that_the_method_does_not_know_is_refused(tiny_store: Store) -> None:
+    method = make_method(MethodConfig(name="finetune"))
+    with pytest.raises(CheckpointError, match="'finetune' keeps no state"):
+        method.restore(Flame(recipe().model), MethodState({"x": torch.zeros(1)}))
+
+
+def test_a_copy_with_another_method_concludes_the_first_stage(tiny_store: Store, watched: type[Watched]) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "flame"})
+    with pytest.raises(DataError, match="'watched' concludes from the first stage's samples"):
+        learner.with_method(MethodConfig(name="watched"))
+    twin = learner.with_method(MethodConfig(name="watched"), tiny_store)
+    straight = learned(tiny_store, TWO[:1], {"name": "watched"})
+    for one in (twin, straight):
+        one.learn(tiny_store, recipe(TWO).stages[1])
+    assert twin.method.memory == straight.method.memory
+    two = straight.model.state_dict()
+    assert all(torch.equal(t, two[name]) for name, t in twin.model.state_dict().items())
+    with pytest.raises(RecipeError, match="2 stages were learned by 'watched'"):
+        straight.with_method(MethodConfig(name="flame"))
+
+
+def test_a_key_that_the_method_does_not_read_is_refused_with_those_it_reads() -> None:
+    with pytest.raises(RecipeError, match=r"'finetune' does not read 'rank' \[method\.rank\].*no key but its name"):
+        make_method(MethodConfig(name="finetune", rank=3))
+    assert make_method(MethodConfig(name="flame", rank=3)).config.rank == 3
+
+
+def test_every_methods_grid_has_three_settings_that_it_accepts() -> None:
+    for name, method in METHODS.items():
+        assert len(method.grid) == 3, name
+        assert len({str(setting) for setting in method.grid}) == 3, name
+        for setting in method.grid:
+            assert setting.lr > 0
+            make_method(MethodConfig.parse({"name": name, **setting.keys}, where=name))
