@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+COMPARE = OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.streams
 
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint types check slow evidence bench wheel clean
+.PHONY: demo test lint types check slow evidence streams bench wheel clean
 
 demo: $(READY)  ## learn five tasks in three stages, beside plain fine-tuning; writes runs/demo/run/report.html
 	$(BIN)/flame demo runs/demo
@@ -34,6 +35,19 @@ evidence: $(READY)  ## the table of real patients: make evidence RAW=folder-with
 		runs/evidence --workers $(WORKERS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.folded physionet2012 stores/physionet2012 \
 		runs/evidence --workers $(WORKERS)
+
+streams: $(READY)  ## continual methods on four streams: make streams RAW=folder-of-the-open-sets-by-name
+	@test -n "$(RAW)" || { echo "say where the open sets are: make streams RAW=FOLDER" >&2; exit 2; }
+	$(COMPARE) stream_tasks stores/physionet2012-units runs/streams/tasks --workers $(WORKERS) \
+		--set data.raw=$(RAW)/physionet2012
+	$(COMPARE) stream_units stores/physionet2012-units runs/streams/units --workers $(WORKERS) \
+		--set data.raw=$(RAW)/physionet2012
+	$(COMPARE) stream_mnist stores/mnist-stream runs/streams/mnist --workers $(WORKERS) --set data.raw=$(RAW)/mnist
+	$(COMPARE) stream_hospitals stores/hospitals runs/streams/hospitals --workers $(WORKERS) \
+		--set data.options.parts.p2012.raw=$(RAW)/physionet2012 \
+		--set data.options.parts.p2019.raw=$(RAW)/physionet2019 \
+		--set data.options.parts.eicu.raw=$(RAW)/eicu-demo \
+		--set data.options.parts.eicu.options.yaib=$(RAW)/yaib-demo
 
 bench: $(READY)  ## share of loading in a training step, memory against the size of the data, tables, encoders
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py

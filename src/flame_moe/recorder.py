@@ -46,6 +46,7 @@ class Recorder:
         recipe: of the run.
         stores: task -> the store on which it is measured.
         reference: task -> its logits on the test split right after its own stage.
+        predictions: (after which stage, task) -> what was predicted for the test split; kept if it is given.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Recorder:
     timings: dict[str, float] = field(default_factory=dict)
     comparison: list[r.Comparison] = field(default_factory=list)
     data: r.DataSummary | None = None
+    predictions: dict[tuple[int, str], NDArray[np.float64]] | None = None
 
     def full_rank(self, learner: Learner) -> None:
         """Before the commit: the new tasks' metrics on validation, so that the cost of compression can be seen."""
@@ -114,6 +116,8 @@ class Recorder:
                 if split == "test" and got is not None:
                     self._drift(stage.index, name, got)
                     self._calibrate(stage.index, learner.tasks[name], got)
+                    if self.predictions is not None:
+                        self.predictions[stage.index, name] = got.values
             self._route(learner, stage.index, name)
         for name, variant in learner.variants.items():
             selection = f"validation of {name} alone"

@@ -1,0 +1,82 @@
+"""Command line of the comparison of continual methods on a stream."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flame_moe.errors import FlameError
+from flame_moe.experiments.streams.entries import choose_entries, every_entry
+from flame_moe.experiments.streams.plan import compare
+from flame_moe.recipes import load_recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, compare, print the table; 2 for what the user can mend."""
+    names = ", ".join(entry.name for entry in every_entry())
+    parser = argparse.ArgumentParser(prog="python -m flame_moe.experiments.streams", description=__doc__)
+    parser.add_argument("stream", help="name or path of a recipe: stream_tasks, stream_units, stream_hospitals, ...")
+    parser.add_argument("store", help="the sample store; made as the recipe says if it is not there")
+    parser.add_argument("out", help="folder for cells and table")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help=f"default all: {names}")
+    parser.add_argument("--seeds", type=int, default=None, help="instead of each method's own number")
+    parser.add_argument("--resamples", type=int, default=1000, help="behind each interval")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
+    chosen = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        with _Bar(console) as bar:
+            table = compare(
+                load_recipe(chosen.stream, chosen.set),
+                chosen.store,
+                chosen.out,
+                choose_entries(chosen.methods, chosen.seeds),
+                workers=chosen.workers,
+                resamples=chosen.resamples,
+                tell=bar.tell,
+            )
+    except FlameError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 2
+    sys.stdout.write(table)
+    return 0
+
+
+class _Bar(Progress):
+    """Cells done and the time left, on the terminal; nothing in pipes."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("cells"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        left = TextColumn("{task.fields[said]}")
+        super().__init__(*columns, left, console=console, transient=True, disable=not console.is_terminal)
+        self._line = self.add_task("cells", total=None, said="")
+        self._began = time.monotonic()
+
+    def tell(self, done: int, left: int) -> None:
+        """Every cell takes about as long as the mean of those that were done now."""
+        self.update(
+            self._line, total=done + left, completed=done, said=said(done, left, time.monotonic() - self._began)
+        )
+
+
+def said(done: int, left: int, seconds: float) -> str:
+    """How long it will take still.
+
+    Example:
+        >>> said(2, 10, 180.0), said(0, 10, 5.0)
+        ('about 0:15 h left', '')
+    """
+    if done == 0:
+        return ""
+    minutes = round(seconds / done * left / 60)
+    return f"about {minutes // 60}:{minutes % 60:02d} h left"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
