@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flame_moe.analysis.footprint import footprint
 from flame_moe.continual import Learner
-from flame_moe.continual.methods import METHODS, make_method
+from flame_moe.continual.methods import make_method
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError
 from flame_moe.nn.gating import Router
@@ -301,51 +301,6 @@ def test_a_modality_of_another_shape_is_refused(tiny_store: Store, flame: Stages
     learner.model.modalities["vitals"] = vitals.model_copy(update={"features": 9})
     with pytest.raises(DataError, match="modality 'vitals' is series with 3 features here, the model learned it as"):
         learner.learn(tiny_store, recipe().stages[2])
-
-
-@pytest.fixture(scope="module", params=list(METHODS))
-def method(request: pytest.FixtureRequest, tiny_store: Store) -> Stages:
-    """The stream, learned by each continual method: what follows holds for all of them."""
-    return Stages(recipe(method={"name": request.param}), tiny_store)
-
-
-def test_every_method_is_found_by_its_name(method: Stages) -> None:
-    assert METHODS[method.learner.method.name] is type(method.learner.method)
-
-
-def test_every_method_learns_every_stage(method: Stages) -> None:
-    assert [set(found) for found in method.after] == [
-        {"death"},
-        {"death", "stage"},
-        {"death", "stage", "days", "codes"},
-    ]
-    assert all(np.isfinite(z).all() for z in method.after[-1].values())
-
-
-def test_every_method_leaves_the_model_frozen_between_stages(method: Stages) -> None:
-    model = method.learner.model
-    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    assert not any(p.delta is not None for _, p in growables(model) if isinstance(p, StackedMatrix))
-
-
-def test_every_method_has_the_same_first_stage(method: Stages, flame: Stages) -> None:
-    assert bits(method.after[0]["death"]) == bits(flame.after[0]["death"])
-
-
-def test_every_method_goes_on_from_a_save_as_if_it_had_not_stopped(
-    method: Stages, tiny_store: Store, tmp_path: Path
-) -> None:
-    plan = method.learner.recipe
-    learner = Learner(plan)
-    for i, stage in enumerate(plan.stages):
-        learner.learn(tiny_store, stage)
-        learner = Learner.load(learner.save(tmp_path / str(i)))
-    one, two = learner.model.state_dict(), method.learner.model.state_dict()
-    assert list(one) == list(two)
-    assert [name for name in one if not torch.equal(one[name], two[name])] == []
-    assert {t: bits(z) for t, z in everyone(learner, tiny_store).items()} == {
-        t: bits(z) for t, z in method.after[-1].items()
-    }
 
 
 def test_an_unknown_method_is_named() -> None:

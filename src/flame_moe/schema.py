@@ -281,6 +281,13 @@ class MethodConfig(Description):
 
     name: Name = "flame"
     rank: Annotated[int, Field(ge=0)] | None = 16
+    strength: Annotated[float, Field(ge=0)] | None = None
+    decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Annotated[int, Field(ge=1)] | None = None
+    memory: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    experts: Annotated[int, Field(ge=1)] | None = None
 
 
 class Recipe(Description):

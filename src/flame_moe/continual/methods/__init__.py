@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from flame_moe.continual.methods.base import Commit, Method, MethodState, Setting, StageContext, concludes
+from flame_moe.continual.methods.ewc import EWC
 from flame_moe.continual.methods.finetune import FineTune
 from flame_moe.continual.methods.flame import FlameCL
+from flame_moe.continual.methods.joint import Joint
+from flame_moe.continual.methods.lwf import LwF
+from flame_moe.continual.methods.mas import MAS
+from flame_moe.continual.methods.replay import Replay
 from flame_moe.errors import RecipeError, nearest
 from flame_moe.schema import MethodConfig
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FlameCL, FineTune)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FlameCL, FineTune, Joint, Replay, EWC, MAS, LwF)}
 
 
 def make_method(config: MethodConfig) -> Method:

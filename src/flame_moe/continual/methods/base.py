@@ -104,7 +104,8 @@ class Method(Hooks, ABC):
 
     Attributes:
         name: in recipes.
-        keys: of `MethodConfig` that this method reads; any other is refused.
+        keys: of `MethodConfig` that this method reads, with `defaults`; any other is refused.
+        defaults: the method's own values of keys that are left out.
         rereads: whether all training samples of earlier tasks may be read again.
         grid: settings among which validation chooses; as many for every method.
         memory: task -> ids of its training samples that may be read again.
@@ -112,6 +113,7 @@ class Method(Hooks, ABC):
 
     name: ClassVar[str]
     keys: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, float]] = {}
     rereads: ClassVar[bool] = False
     grid: ClassVar[tuple[Setting, ...]] = RATES
 
@@ -119,6 +121,11 @@ class Method(Hooks, ABC):
         _refuse_unused(type(self), config)
         self.config = config
         self.memory: dict[str, tuple[str, ...]] = {}
+
+    def value(self, key: str) -> float:
+        """A key of the method: as the recipe has it, or the method's own default."""
+        given: float | None = getattr(self.config, key)
+        return self.defaults[key] if given is None else given
 
     @abstractmethod
     def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
@@ -163,15 +170,21 @@ class Method(Hooks, ABC):
             raise CheckpointError(f"the method '{self.name}' keeps no state, and the checkpoint holds one")
 
 
+def over(key: str, *values: float) -> tuple[Setting, ...]:
+    """A grid of one key."""
+    return tuple(Setting({key: value}) for value in values)
+
+
 def concludes(method: Method) -> bool:
     """Whether a method learns anything from a stage beside the model."""
     return type(method).conclude is not Method.conclude
 
 
 def _refuse_unused(method: type[Method], config: MethodConfig) -> None:
+    known = (*method.keys, *method.defaults)
     for key, info in MethodConfig.model_fields.items():
-        if key != "name" and key not in method.keys and getattr(config, key) != info.default:
-            mend = f"It reads {_listed(method.keys)}." if method.keys else "It reads no key but its name."
+        if key != "name" and key not in known and getattr(config, key) != info.default:
+            mend = f"It reads {_listed(known)}." if known else "It reads no key but its name."
             raise RecipeError(f"the method '{method.name}' does not read '{key}'", where=f"method.{key}", mend=mend)
 
 
