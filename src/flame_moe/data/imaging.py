@@ -86,11 +86,27 @@ def read_volume(path: Path, size: tuple[int, int, int], *, frame: int | None = N
             or nothing in it stands out from the background.
         ExtraMissingError: if the extra `imaging` is not installed.
     """
-    voxels, spacing = _nifti(path, frame)
+    return score_volume(*_nifti(path, frame), size, str(path))
+
+
+def score_volume(
+    voxels: NDArray[np.float32], spacing: NDArray[np.float64], size: tuple[int, int, int], where: str
+) -> NDArray[np.float32]:
+    """A head volume whose axes are right, anterior, superior, as `read_volume` gives it.
+
+    Args:
+        voxels: (X, Y, Z).
+        spacing: (3,) millimetres from voxel to voxel.
+        size: voxels of the result.
+        where: for messages.
+
+    Raises:
+        DataError: if it has infinite voxels, or nothing in it stands out from the background.
+    """
     known = np.isfinite(voxels)
     if np.isinf(voxels).any() or not known.any():
         what = "infinite voxels" if known.any() else "no finite voxel"
-        raise DataError(f"the volume has {what}", where=str(path), mend="Export it again.")
+        raise DataError(f"the volume has {what}", where=where, mend="Export it again.")
     low, high = np.percentile(voxels[known], (2, 98))
     dark = float(voxels[known].min())
     if not known.all():
@@ -99,7 +115,7 @@ def read_volume(path: Path, size: tuple[int, int, int], *, frame: int | None = N
     head = resampled > low + 0.1 * (high - low)
     spread = float(resampled[head].std(dtype=np.float64)) if head.any() else 0.0
     if spread == 0.0:
-        raise DataError("nothing in the volume stands out from its background", where=str(path), mend="Look at it.")
+        raise DataError("nothing in the volume stands out from its background", where=where, mend="Look at it.")
     return ((resampled - resampled[head].mean(dtype=np.float64)) / spread).astype(np.float32)
 
 

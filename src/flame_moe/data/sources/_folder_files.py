@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
-from flame_moe.data.imaging import read_picture, read_volume
+from flame_moe.data.imaging import read_picture, read_volume, score_volume
 from flame_moe.data.sources._folder_place import (
     HOURS,
     TIMES,
@@ -36,6 +36,7 @@ from flame_moe.data.sources._folder_rules import (
     VolumeRule,
     WaveformRule,
 )
+from flame_moe.data.sources._folder_times import array_hours
 from flame_moe.data.text import read_texts
 from flame_moe.data.waveforms import fill_gaps, read_waveform, resample
 from flame_moe.errors import DataError
@@ -110,6 +111,22 @@ def volumes(rule: VolumeRule, place: Place) -> Get:
 
     def get(id: str) -> Observation | None:
         return Observation(_blocks(read_volume(_one(files, id), rule.size), rule.block)) if id in files else None
+
+    return get
+
+
+def volume_arrays(rule: VolumeRule, place: Place) -> Get:
+    """Arrays (X, Y, Z) from left to right, back to front and bottom to top: like volumes of files."""
+    opened, known, path = open_arrays(rule, place)
+
+    def get(id: str) -> Observation | None:
+        if id not in known:
+            return None
+        voxels, where = get_array(opened, id, path), f"{path}: '{id}'"
+        if voxels.dtype.kind not in "fiub" or voxels.ndim != 3 or 0 in voxels.shape:
+            raise DataError(f"the array is {voxels.dtype} {voxels.shape}, no volume (X, Y, Z)", where=where)
+        scored = score_volume(voxels.astype(np.float32), np.array(rule.spacing), rule.size, where)
+        return Observation(_blocks(scored, rule.block))
 
     return get
 
@@ -205,7 +222,18 @@ def _array_times(opened: Any, id: str, rule: TimedRule, place: Place, path: Path
     if f"{id}{TIMES}" not in opened:
         return np.zeros(steps, dtype=np.float32)
     window = rule.window or place.window
-    times = get_array(opened, f"{id}{TIMES}", path).astype(np.float64) * HOURS[rule.unit] / window
+    given, where = get_array(opened, f"{id}{TIMES}", path), f"{path}: '{id}{TIMES}'"
+    if rule.unit == "datetime":
+        assert place.origins is not None
+        if id not in place.origins.known:
+            what = f"sample '{id}' has no time in column '{place.origins.column}', from which its times are counted"
+            raise DataError(what, where=where, mend="Fill the cell, or leave the array out.")
+        times = array_hours(given, place.origins.known[id], where) / window
+    elif given.dtype.kind not in "fiu":
+        mend = "Set unit = 'datetime' if they are dates and times."
+        raise DataError(f"the times are {given.dtype}, no numbers", where=where, mend=mend)
+    else:
+        times = given.astype(np.float64) * HOURS[rule.unit] / window
     if not ((times >= 0) & (times <= 1)).all():
         what = f"times of '{id}' are not in 0 to {window:g} h"
         raise DataError(what, where=str(path), mend="Set window or unit, or cut the arrays.")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
 from flame_moe.data.sources._folder_rules import ModalityRule, SamplesRule, TimedRule
+from flame_moe.data.sources._folder_times import Origins, hours_since, moments
 from flame_moe.data.tables import SUFFIXES, collect, column_names, scan_table
 from flame_moe.data.work import Work
 from flame_moe.errors import DataError
@@ -35,6 +36,7 @@ class Place:
         samples: the rule of the table of samples.
         ids: of all samples.
         window: hours of the whole file.
+        origins: of the samples, where the table of samples has them.
         work, tally: steps, and what is counted.
     """
 
@@ -43,6 +45,7 @@ class Place:
     samples: SamplesRule
     ids: Collection[str]
     window: float
+    origins: Origins | None
     work: Work
     tally: Counter[str] = field(default_factory=Counter)
 
@@ -102,18 +105,26 @@ def timed_rows(rule: TimedRule, place: Place, types: Mapping[str, Any]) -> pl.Da
     Rows of unknown samples are left out; times that are missing or outside the window are refused or left out.
     """
     path = existing(place.raw, str(rule.file), place.name)
-    id = rule.id or place.samples.id
-    wanted = {id: pl.String, **({} if rule.time is None else {rule.time: pl.Float64}), **types}
-    window = rule.window or place.window
-    hours = pl.lit(0.0) if rule.time is None else pl.col(rule.time) * HOURS[rule.unit]
+    id, window = rule.id or place.samples.id, rule.window or place.window
+    wanted, time = {id: pl.String, **types}, [pl.lit(0.0).alias("_time")]
+    if rule.time is not None and rule.unit == "datetime":
+        wanted[rule.time] = written_as(path, rule.time)
+        time = moments(rule.time, wanted[rule.time])
+    elif rule.time is not None:
+        wanted[rule.time] = pl.Float64
+        time = [(pl.col(rule.time) * HOURS[rule.unit] / window).alias("_time")]
 
     def make() -> pl.LazyFrame:
-        return read_table(path, wanted).select(*types, _id=pl.col(id), _time=hours / window)
+        return read_table(path, wanted).select(*types, *time, _id=pl.col(id))
 
     settings = {"columns": {name: str(kind) for name, kind in wanted.items()}, "window": window, "unit": rule.unit}
     frame = collect(place.work.step(place.name, [path], settings, make), path)
     refuse_empty_ids(frame["_id"], path, id)
     frame = frame.filter(pl.col("_id").is_in(sorted(place.known(frame["_id"].unique(), path))))
+    if "_moment" in frame.columns:
+        assert place.origins is not None
+        since = hours_since(frame, place.origins, str(rule.time), str(path)) / window
+        frame = frame.with_columns(since.alias("_time")).drop("_moment", "_zoned", "_written")
     good = pl.col("_time").is_between(0.0, 1.0).fill_null(False)
     bad = frame.filter(~good)
     if len(bad) and rule.outside == "refuse":
@@ -125,6 +136,15 @@ def timed_rows(rule: TimedRule, place: Place, types: Mapping[str, Any]) -> pl.Da
     place.count(f"row with a time that is missing or not in 0 to {window:g} h, left out", len(bad))
     # Every column takes part in the order: a step is streamed to the disk in no order of its own.
     return frame.filter(good).sort("_id", "_time", *types, nulls_last=True)
+
+
+def written_as(path: Path, column: str) -> pl.DataType | type[pl.DataType]:
+    """How a table holds dates and times: as such in Parquet, else as text."""
+    if path.suffix == ".parquet":
+        for name, kind in pl.read_parquet_schema(path).items():
+            if name.strip().lower() == column.lower() and kind in (pl.Datetime, pl.Date):
+                return kind
+    return pl.String
 
 
 def refuse_empty_ids(ids: pl.Series, path: Path, column: str) -> None:

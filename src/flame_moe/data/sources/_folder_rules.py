@@ -22,6 +22,7 @@ class SamplesRule(Description):
     Attributes:
         file: one row per sample.
         id, subject, split: its columns; without a subject each sample is its own, without a split one is dealt.
+        origin: column with the date and time that counts as time 0, for modalities whose unit is "datetime".
         unknown: what becomes of ids in a modality that the table does not have: count or refuse.
     """
 
@@ -29,6 +30,7 @@ class SamplesRule(Description):
     id: str = "id"
     subject: str | None = None
     split: str | None = None
+    origin: str | None = None
     unknown: Literal["count", "refuse"] = "count"
 
 
@@ -85,13 +87,13 @@ class TimedRule(ModalityRule):
 
     Attributes:
         time: column of times since the sample's origin; without it everything is at the origin.
-        unit: of the times.
+        unit: of the times; "datetime": they are dates and times, counted from the sample's `origin`.
         window: hours that count as 1; default that of the whole file.
         outside: what becomes of times below 0 or after the window: refuse or drop (and count).
     """
 
     time: str | None = None
-    unit: Literal["hours", "minutes", "seconds", "days"] = "hours"
+    unit: Literal["hours", "minutes", "seconds", "days", "datetime"] = "hours"
     window: Positive | None = None
     outside: Literal["refuse", "drop"] = "refuse"
 
@@ -172,8 +174,15 @@ class ImageRule(TimedRule):
 
 
 class VolumeRule(ModalityRule):
-    """Volumes ID.nii or ID.nii.gz, resampled to `size` voxels and cut into blocks of `block`."""
+    """Volumes ID.nii or ID.nii.gz, or arrays (right, anterior, superior), resampled to `size` and cut into blocks.
 
+    Attributes:
+        size: voxels of the result.
+        block: voxels of a block.
+        spacing: of arrays: millimetres from voxel to voxel.
+    """
+
+    spacing: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     size: tuple[int, int, int] = (32, 32, 32)
     block: tuple[int, int, int] = (8, 8, 8)
 
@@ -225,13 +234,16 @@ class FolderFile(Description):
         Raises:
             RecipeError: naming the key, what is wrong with it and the nearest known key.
         """
-        found = {}
+        found: dict[str, ModalityRule] = {}
         for name, plain in self.modalities.items():
             place = f"{where}: modalities.{name}"
             kind = str(plain.get("kind", ""))
             if kind not in KINDS:
                 raise RecipeError(f"unknown kind '{kind}'", where=place, mend=nearest(kind, KINDS))
-            found[name] = KINDS[kind].parse(plain, where=place)
+            rule = found[name] = KINDS[kind].parse(plain, where=place)
+            if isinstance(rule, TimedRule) and rule.unit == "datetime" and self.samples.origin is None:
+                mend = "Set origin under [samples]: the column with the date and time from which they are counted."
+                raise RecipeError("dates and times need an origin", where=f"{place}: unit", mend=mend)
         return found
 
 

@@ -35,6 +35,7 @@ from flame_moe.data.sources._folder_place import (
     read_table,
     refuse_empty_ids,
     refuse_repeated_ids,
+    written_as,
 )
 from flame_moe.data.sources._folder_rules import (
     CodesRule,
@@ -42,6 +43,7 @@ from flame_moe.data.sources._folder_rules import (
     ImageRule,
     ModalityRule,
     PatchesRule,
+    SamplesRule,
     SeriesRule,
     TableRule,
     TaskRule,
@@ -51,6 +53,7 @@ from flame_moe.data.sources._folder_rules import (
     WaveformRule,
     load_folder_file,
 )
+from flame_moe.data.sources._folder_times import Origins, checked, moments
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect, column_names
 from flame_moe.data.text import text_modality
@@ -97,10 +100,12 @@ def read(raw: Path | None, options: FolderOptions, funnel: Funnel, work: Work) -
     tally: Counter[str] = Counter()
     frame = _samples(raw, described, work, tally)
     ids = frame["_id"].to_list()
-    known = set(ids)
+    known, origins = set(ids), _origins(raw, described.samples, frame)
     getters: dict[str, Get] = {}
     for name, rule in rules.items():
-        getters[name] = reader(rule)(rule, Place(raw, name, described.samples, known, described.window, work, tally))
+        getters[name] = reader(rule)(
+            rule, Place(raw, name, described.samples, known, described.window, origins, work, tally)
+        )
     targets = {name: _targets(name, rule, frame) for name, rule in described.tasks.items()}
     kept = 0
     for i, (id, subject, split) in enumerate(zip(ids, frame["_subject"], frame["_split"], strict=True)):
@@ -168,6 +173,7 @@ _READERS: dict[tuple[str, str], Callable[[Any, Place], Get]] = {
     ("image", "folder"): files.pictures,
     ("image", "arrays"): files.arrays,
     ("volume", "folder"): files.volumes,
+    ("volume", "arrays"): files.volume_arrays,
     ("patches", "arrays"): files.arrays,
     ("waveform", "folder"): files.records,
     ("waveform", "arrays"): files.arrays,
@@ -249,8 +255,10 @@ def _samples(raw: Path, described: FolderFile, work: Work, tally: Counter[str]) 
         raise DataError(f"the column '{lacking[0]}' is missing", where=str(path), mend=nearest(lacking[0], there))
     if lacking:
         tally[f"table without the columns of labels ({', '.join(lacking)}): no labels"] += 1
-    columns = {rule.id, *((rule.subject,) if rule.subject else ()), *((rule.split,) if rule.split else ())}
-    frame = collect(read_table(path, dict.fromkeys([*sorted(columns), *labels], pl.String), labels), path)
+    columns = {rule.id, *(name for name in (rule.subject, rule.split) if name)}
+    types: dict[str, Any] = dict.fromkeys([*sorted(columns), *labels], pl.String)
+    found = read_table(path, types | ({rule.origin: written_as(path, rule.origin)} if rule.origin else {}), labels)
+    frame = collect(found, path)
     refuse_empty_ids(frame[rule.id], path, rule.id)
     refuse_repeated_ids(frame[rule.id], path, rule.id)
     if rule.subject:
@@ -260,6 +268,15 @@ def _samples(raw: Path, described: FolderFile, work: Work, tally: Counter[str]) 
         _subject=pl.col(rule.subject or rule.id),
         _split=pl.col(rule.split) if rule.split else pl.lit(None, dtype=pl.String),
     )
+
+
+def _origins(raw: Path, rule: SamplesRule, frame: pl.DataFrame) -> Origins | None:
+    if rule.origin is None:
+        return None
+    found = frame.select("_id", *moments(rule.origin, frame.schema[rule.origin]))
+    zoned = checked(found, rule.origin, str(raw / rule.file))
+    there = found.drop_nulls("_moment")
+    return Origins(rule.origin, dict(zip(there["_id"], there["_moment"], strict=True)), bool(zoned))
 
 
 def _targets(name: str, rule: TaskRule, frame: pl.DataFrame) -> NDArray[np.float32]:
