@@ -229,7 +229,9 @@ def test_runs_of_missing_samples_of_a_record_are_bridged_and_counted(tmp_path: P
     assert first[180:] == pytest.approx(np.sin(7 * t[180:]), abs=1e-3)
     assert second[290:] == pytest.approx(np.full(10, 2.89), abs=1e-3)
     assert funnel.counts == {"ecg: missing sample of a waveform, filled from its neighbours": 110}
-    signal[:, 1] = np.nan
-    record(raw, signal)
+    samples = raw / "ecg" / "a.dat"
+    stored = np.frombuffer(samples.read_bytes(), dtype="<i2").reshape(300, 2).copy()
+    stored[:, 1] = -32768  # how format 16 writes a sample that is missing
+    samples.write_bytes(stored.tobytes())
     with pytest.raises(FlameError, match="lead 'II' has no sample"):
         read(raw)
