@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,6 +114,23 @@ def test_pictures_equal_a_loop_over_pixels(shape: tuple[int, int, int], patches:
     for i, j in ((0, 0), (0, 1), (1, 0)):
         expected = naive_image(net, batch.values[i, j].view(shape), times[i, j], cursor)
         assert torch.allclose(x[i, j * cells : (j + 1) * cells], expected, **CLOSE)
+
+
+def test_a_strided_point_wise_convolution_survives_channels_last_and_two_threads() -> None:
+    """PyTorch's own writes out of bounds here and takes the process with it, so it runs in one of its own."""
+    lines = [
+        "import torch",
+        "from flame_moe.nn.encoders.convolution import StackedConv",
+        "torch.set_num_threads(2)",
+        "conv = StackedConv(8, 16, 1, axes=2, stride=2, stage=0)",
+        "for n in range(600):",
+        "    x = torch.randn(1 + n % 64, 8, 14, 14).to(memory_format=torch.channels_last).requires_grad_()",
+        "    conv(x, 0).square().mean().backward()",
+        "y = torch.nn.functional.conv2d(x.contiguous(), conv.weight.base.view(16, 8, 1, 1), stride=2)",
+        "torch.testing.assert_close(conv(x, 0), y)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_picture_costs_about_the_same_whatever_its_size() -> None:

@@ -40,8 +40,12 @@ class StackedConv(nn.Module):
         if self.weight.observer is not None:
             self.weight.observe(self.unfolded(x), mask)
         kernel = self.weight.effective(cursor).view(self.shape)
-        run = F.conv1d if len(self.shape) == 3 else F.conv2d
-        return run(x, kernel, stride=self.stride, padding=self.shape[-1] // 2)
+        run, width, stride = F.conv1d if len(self.shape) == 3 else F.conv2d, self.shape[-1], self.stride
+        if width == 1 and stride > 1:
+            # A point-wise convolution with a stride writes out of bounds in PyTorch 2.13 on CPUs (oneDNN, channels last,
+            # more than one thread): the steps between are dropped first, which is the same and reads less.
+            x, stride = x[(slice(None), slice(None), *[slice(None, None, stride)] * (x.ndim - 2))].contiguous(), 1
+        return run(x, kernel, stride=stride, padding=width // 2)
 
     def unfolded(self, x: Tensor) -> Tensor:
         """(n, in, ...) -> (n, places, in * k ** axes): what the kernel sees, in the layout of the weight."""

@@ -65,7 +65,8 @@ class ImageEncoder(Encoder):
 
     def _cells(self, pictures: Tensor, cursor: int) -> Tensor:
         """(P, H W channels) -> (P, cells, d)."""
-        x = self.stem(pictures.unflatten(1, self.shape).movedim(3, 1), cursor)
+        planes = pictures.unflatten(1, self.shape).movedim(3, 1).clone(memory_format=torch.contiguous_format)
+        x = self.stem(planes, cursor)
         for block in self.blocks:
             x, _ = block(x, cursor)
         x = F.relu(self.norm(x, cursor))
