@@ -42,8 +42,8 @@ class StackedConv(nn.Module):
         kernel = self.weight.effective(cursor).view(self.shape)
         run, width, stride = F.conv1d if len(self.shape) == 3 else F.conv2d, self.shape[-1], self.stride
         if width == 1 and stride > 1:
-            # A point-wise convolution with a stride writes out of bounds in PyTorch 2.13 on CPUs (oneDNN, channels last,
-            # more than one thread): the steps between are dropped first, which is the same and reads less.
+            # A point-wise convolution with a stride writes out of bounds in PyTorch 2.13 on CPUs (oneDNN, channels
+            # last, more than one thread): the steps between are dropped first, which is the same and reads less.
             x, stride = x[(slice(None), slice(None), *[slice(None, None, stride)] * (x.ndim - 2))].contiguous(), 1
         return run(x, kernel, stride=stride, padding=width // 2)
 
