@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flame_moe.data.tables import collect, find_table, need_table, scan_table
+from flame_moe.data.tables import collect, column_names, find_table, need_table, scan_table
 from flame_moe.data.work import Work
 from flame_moe.errors import DataError
 
@@ -34,6 +34,13 @@ def test_marks_blanks_line_ends_and_case_of_names_are_understood(tmp_path: Path)
     assert found == [(1, None, 1.5, None), (None, None, None, "hi"), (2, None, 3.0, 'he said "no",\nand left')]
 
 
+def test_names_of_columns_may_hold_commas_and_quotes(tmp_path: Path) -> None:
+    path = table(tmp_path, "quoted.csv", b'"pressure, mean (mmHg)",a,"the ""x"""\r\n75.5,1,2\r\n')
+    names = ["pressure, mean (mmHg)", "a", 'the ""x""']
+    assert column_names(path) == names
+    assert collect(scan_table(path, dict.fromkeys(names, pl.Float64)), path).rows() == [(75.5, 1.0, 2.0)]
+
+
 def test_packed_and_plain_tables_and_parquet_give_the_same(tmp_path: Path) -> None:
     plain = table(tmp_path, "plain.csv", LONG)
     packed = table(tmp_path, "packed.csv.gz", gzip.compress(LONG))
@@ -54,6 +61,12 @@ def test_a_column_that_may_be_missing_is_empty(tmp_path: Path) -> None:
         ("half.csv", HEADER + b"1.5,,2,\n", r"'1.5' in column 'a' is no whole number"),
         ("date.csv", HEADER + b"1,01/02/2100,2,\n", r"'01/02/2100' in column 't' is no time"),
         ("latin.csv", HEADER + "1,,2,caf\xe9\n".encode("latin-1"), "not UTF-8 text"),
+        ("late.csv", LONG + "1,,2,caf\xe9\n".encode("latin-1"), "not UTF-8 text.*iconv"),
+        ("utf16.csv", LONG.decode().encode("utf-16"), "not UTF-8 text"),
+        ("latin-name.csv", "a,t,x,s,\xe9\n1,,2,z,\n".encode("latin-1"), "not UTF-8 text"),
+        ("mac.csv", LONG[:200].replace(b"\n", b"\r"), "the lines end in carriage returns alone"),
+        ("day.csv", HEADER + b"1,2100-02-30 00:00:00,2,\n", r"'2100-02-30 00:00:00' in column 't' is no time"),
+        ("hour.csv", HEADER + b"1,2100-02-03 25:00:00,2,\n", r"'2100-02-03 25:00:00' in column 't' is no time"),
         ("wide.csv", HEADER + b"1,,2,a,b,c\n", "the table cannot be read"),
         ("empty.csv", b"", "the file is empty"),
         ("cut.csv.gz", gzip.compress(LONG)[: len(gzip.compress(LONG)) // 2], "damaged or cut off"),

@@ -5,6 +5,7 @@ Everything is lazy: a frame is scanned, narrowed to the columns that are asked f
 
 from __future__ import annotations
 
+import csv
 import gzip
 import re
 import zlib
@@ -158,7 +159,12 @@ def column_names(path: Path) -> list[str]:
         text = line.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError:
         raise DataError("the file is not UTF-8 text", where=str(path), mend="Convert it to UTF-8.") from None
-    return [name.removeprefix('"').removesuffix('"') for name in text.rstrip("\r\n").split(",")]
+    header = text.rstrip("\r\n")
+    if "\r" in header:
+        mend = "Save it with the line ends of Windows or Unix."
+        raise DataError("the lines end in carriage returns alone", where=str(path), mend=mend)
+    # Polars leaves a doubled quote inside a name as it is, and columns are asked for by the name that it knows.
+    return [name.replace('"', '""') for name in next(csv.reader([header]))]
 
 
 def _typed(column: pl.Expr, kind: pl.DataType | type[pl.DataType], path: Path) -> pl.Expr:

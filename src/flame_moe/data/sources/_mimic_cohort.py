@@ -134,10 +134,13 @@ def add_labels(
     long = pl.col("stay") - WINDOW > LONG_STAY
     short = (pl.col("stay") < SHORT_STAY) & ~pl.col("died")
     again = _readmitted(stays, admissions, funnel, readmission)
+    backwards = stays.filter(pl.col("dischtime") < pl.col("admittime")).height
+    if backwards:
+        funnel.count("hospital admission that ends before it begins, no label of readmission", backwards)
     stays = stays.join(again, on="order", how="left").with_columns(
         ihm=pl.when(observed).then(pl.col("died").cast(pl.Float32)),
         los=pl.when(observed).then((long if los == "remaining" else short).cast(pl.Float32)),
-        readmission=pl.when(~pl.col("died") & pl.col("dischtime").is_not_null()).then(
+        readmission=pl.when(~pl.col("died") & (pl.col("dischtime") >= pl.col("admittime"))).then(
             pl.col("again").is_not_null().cast(pl.Float32)
         ),
     )
