@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flame_moe import results as r
 from flame_moe.analysis.footprint import footprint
@@ -222,6 +223,18 @@ class Recorder:
             sizes |= {f"{name}_bytes": n * p.bytes_per_number for name, n in counts.items()}
             row = {"after_stage": stage.index, "part": p.part, "trainable_parameters": stage.trainable[p.part], **sizes}
             self.footprint.append(r.Footprint.model_validate(row))
+        kept = learner.method.state().tensors.values()
+        if kept:
+            self.footprint.append(_memory(stage.index, kept))
+
+
+def _memory(after: int, tensors: Iterable[Tensor]) -> r.Footprint:
+    """What a method keeps beside the model in order to learn later stages: stored, and read by no prediction."""
+    counted = [(t.numel(), t.numel() * t.element_size()) for t in tensors]
+    numbers, space = (sum(column) for column in zip(*counted, strict=True))
+    unread = {f"{name}_{what}": 0 for name in ("live", "inference", "method") for what in ("parameters", "bytes")}
+    stored = {"stored_parameters": numbers, "stored_bytes": space, "trainable_parameters": 0}
+    return r.Footprint.model_validate({"after_stage": after, "part": "memory", **unread, **stored})
 
 
 def score(task: Task, got: Prediction, subjects: tuple[str, ...] | None, bootstrap: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
 
 
 Phase = Literal["committed", "full_rank"]
-Part = Literal["encoders", "experts", "attention", "routers", "heads"]
+Part = Literal["encoders", "experts", "attention", "routers", "heads", "memory"]
 
 
 class Environment(Description):

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
 from flame_moe.measures import AVERAGE, DRIFT, FORMULAS, FORWARD, SEPARATE, measures
 from flame_moe.progression import Progression, progression
-from flame_moe.report.svg import INK, RIVALS, Picture, panels, picture, shorten
+from flame_moe.report.svg import INK, Picture, diverging, panels, picture, shorten
 from flame_moe.report.tables import Cell, Table, change, metric_title, number
 from flame_moe.results import LOWER_IS_BETTER, PRIMARY, Drift, Evaluation, Results
 
@@ -87,7 +86,7 @@ def _panel(ax: Axes, rows: list[tuple[str, Progression, str]], *, names: bool) -
         start = table.learned[table.tasks.index(task)]
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         change[i, start:] = sign * (values[i, start:] - values[i, start])
-    ax.imshow(change, cmap=_diverging(), vmin=-FULL, vmax=FULL, aspect="auto")
+    ax.imshow(change, cmap=diverging(), vmin=-FULL, vmax=FULL, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
         if not np.isnan(value):
             shown = f"{value:.3f}".replace("-", "\u2212")
@@ -99,8 +98,3 @@ def _panel(ax: Axes, rows: list[tuple[str, Progression, str]], *, names: bool) -
     )
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-
-
-def _diverging() -> LinearSegmentedColormap:
-    """Orange for worse, white for unchanged, blue for better; colour-blind readers can tell them apart."""
-    return LinearSegmentedColormap.from_list("change", [RIVALS[0], "#ffffff", "#56b4e9"])

@@ -22,6 +22,7 @@ PARTS = {
     "attention": "#009e73",
     "routers": "#e69f00",
     "heads": "#cc79a7",
+    "memory": "#8b97a3",
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -132,3 +133,8 @@ def shorten(name: str, width: int = 26) -> str:
 def ramp() -> LinearSegmentedColormap:
     """Light to dark of one hue, for shares between 0 and 1; white text on it is legible above 0.58, dark text below."""
     return LinearSegmentedColormap.from_list("ramp", ["#f4f8fb", "#8fc1de", OWN, "#00334f"])
+
+
+def diverging() -> LinearSegmentedColormap:
+    """Orange for worse, white for unchanged, blue for better; dark text is legible on all, to the colour-blind too."""
+    return LinearSegmentedColormap.from_list("change", [RIVALS[0], "#ffffff", PARTS["encoders"]])

@@ -47,7 +47,9 @@ class Entry:
 
         Keys of the method come from the entry, else from the setting, else from the stream's own `method`.
         """
-        given = {key: getattr(stream.method, key) for key in METHODS[self.method["name"]].keys}
+        usual = MethodConfig()
+        read = [key for key in METHODS[self.method["name"]].keys if getattr(stream.method, key) != getattr(usual, key)]
+        given = {key: getattr(stream.method, key) for key in read}
         method = MethodConfig.parse({**given, **setting.keys, **self.method}, where=f"entry '{self.name}'")
         first, *later = stream.stages
         rate = stream.train.lr

@@ -56,7 +56,8 @@ def compare(
     """
     opened = open_store(stream, store)
     for entry in entries:
-        check(entry.recipe(stream, entry.settings()[0], 0), opened)
+        for setting in entry.settings():
+            check(entry.recipe(stream, setting, 0), opened)
     _claim(stream, opened, Path(out))
     seeds = max(entry.seeds for entry in entries)
     first = {seed: FirstStage(stream, store, out, seed) for seed in range(seeds)}

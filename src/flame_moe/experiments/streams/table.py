@@ -134,7 +134,8 @@ def markdown(found: Sequence[Row]) -> str:
     head += [f"forward transfer, {m.upper()}" for m in primary if forward]
     head += [
         "logit drift",
-        "A: parameters",
+        "stored",
+        "A: to predict",
         "B: of the method",
         "seconds",
         *(f"FLAME minus it, {m.upper()}" for m in metrics),
@@ -149,7 +150,7 @@ def markdown(found: Sequence[Row]) -> str:
             cells += [_cell(of.get(m, {}).get(FORWARD), sign=True) for m in primary if forward]
             sizes = row["sizes"]
             cells += ["0" if row["bitwise_equal"] else f"{row['drift']:.3g}"]
-            cells += [f"{sizes['inference_parameters']:,}", f"{sizes['method_parameters']:,}"]
+            cells += [f"{sizes[f'{kind}_parameters']:,}" for kind in ("stored", "inference", "method")]
             cells += [f"{sum(row['seconds'][1:]):.0f}"]
             cells += [_cell(of.get(m, {}).get("difference"), sign=True, digits=4) for m in metrics]
         else:
@@ -159,7 +160,8 @@ def markdown(found: Sequence[Row]) -> str:
         f"Metrics are the {AVERAGE}: {FORMULAS[AVERAGE]}. Forgetting: {FORMULAS[FORGETTING]}.",
         *([f"Forward transfer: {FORMULAS[FORWARD]}."] if forward else []),
         "In brackets 95 % bootstrap intervals over test subjects and seeds, the same resamples for every row.",
-        "A: numbers that predicting every task reads; B: those of them in weights that stages may change.",
+        "Stored: numbers in the checkpoint, with what a method needs to learn on, but for samples it may read again. "
+        "A: those that predicting any task reads; B: those of A in weights that stages may change.",
         "Seconds: learning all stages after the first, on one thread.",
         *(f"{row['label']}: {row['setting']}, by validation." for row in found),
         *(f"{row['label']}: seed {s} failed: {why}" for row in found for s, why in row["failed"].items()),
