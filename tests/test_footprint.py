@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from flame_moe.analysis.footprint import PartSize, footprint
@@ -14,6 +15,7 @@ from flame_moe.continual.truncation import by_weight
 from flame_moe.data.loader import Loader
 from flame_moe.data.store import Store
 from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
+from flame_moe.runs import MODEL, Run, run
 from flame_moe.training import memory
 from flame_moe.training.memory import PeakMemory
 from tests.tiny import recipe
@@ -122,3 +124,19 @@ def test_a_system_that_does_not_tell_gives_none(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "none" / "clear_refs")
     monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: False)
     assert PeakMemory().bytes is None
+
+
+def test_what_a_method_keeps_beside_the_model_is_counted_as_stored_and_no_more(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    plan = recipe([["death"], ["stage"]], method={"name": "ewc", "rank": 16}, train={"epochs": 1, "bootstrap": 0})
+    run(plan, tmp_path / "run", store=tiny_store)
+    found = Run.open(tmp_path / "run")
+    rows = [row for row in found.results.footprint if row.after_stage == 1]
+    (kept,) = [row for row in rows if row.part == "memory"]
+    state = found.learner.method.state().tensors
+    assert kept.stored_parameters == sum(t.numel() for t in state.values()) > 0
+    assert kept.stored_bytes == sum(t.numel() * t.element_size() for t in state.values())
+    assert (kept.live_parameters, kept.inference_parameters, kept.method_parameters) == (0, 0, 0)
+    tensors = safetensors.torch.load_file(tmp_path / "run" / MODEL / "tensors.safetensors")
+    assert sum(row.stored_parameters for row in rows) == sum(t.numel() for t in tensors.values())

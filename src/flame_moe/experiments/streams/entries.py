@@ -65,7 +65,7 @@ VARIANTS: tuple[Entry, ...] = ()
 
 def every_entry() -> tuple[Entry, ...]:
     """FLAME first, its variants, then every other method by its defaults."""
-    plain = [Entry(n, n, {"name": n}, MORE_SEEDS if n in CLOSE else SEEDS) for n in METHODS]
+    plain = [Entry(n, "FLAME" if n == FIRST else n, {"name": n}, MORE_SEEDS if n in CLOSE else SEEDS) for n in METHODS]
     own = [entry for entry in plain if entry.name == FIRST]
     return (*own, *VARIANTS, *(entry for entry in plain if entry.name != FIRST))
 
