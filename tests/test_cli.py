@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from flame_moe import load_recipe
 from flame_moe.cli import app
-from flame_moe.cli_progress import Bar
+from flame_moe.cli_progress import Bar, waiting
 from flame_moe.errors import RecipeError
 from flame_moe.recipes import parse_assignment, recipe_names
 from flame_moe.results import Results
@@ -227,6 +227,22 @@ def test_the_bar_shows_stage_epoch_and_score_on_a_terminal_only() -> None:
         said = console.export_text()
         assert ("flame, stage 2/3: loops" in said) is terminal
         assert ("epoch 2/2, val 0.900" in said) is terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_shows_the_table_its_share_and_the_time_left_on_a_terminal_only(terminal: bool) -> None:
+    console = Console(force_terminal=terminal, width=160, record=True, file=io.StringIO())
+    clock = [0.0]
+    with waiting(console, "reading mine", lambda: clock[0]) as say:
+        say("patients")
+        for share in (0.0, 0.1, 0.2):
+            clock[0] += 10
+            say("chartevents", share)
+    said = console.export_text()
+    assert bool(said) is terminal
+    assert ("reading mine: chartevents" in said) is terminal
+    # 10 s for a tenth: 80 s for the other eight.
+    assert ("20% 01:20 left" in said) is terminal
 
 
 def test_changes_are_read_as_toml_and_bare_words_as_text() -> None:

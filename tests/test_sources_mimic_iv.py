@@ -413,16 +413,20 @@ def test_a_second_call_after_a_crash_does_no_finished_step_again(
 ) -> None:
     raw = one_stay().lab(1, 2.0, 1.0).diagnosis(10, "I10").write(tmp_path / "raw")
     whole = prepare("mimic_iv", raw, tmp_path / "whole", require_labels=False)
-    said: list[str] = []
+    said: dict[str, None] = {}
+
+    def say(text: str, share: float | None = None, /) -> None:
+        said[text] = None
+
     with monkeypatch.context() as broken:
         broken.setattr(mimic_iv, "labs", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("power cut")))
         with pytest.raises(RuntimeError, match="power cut"):
-            prepare("mimic_iv", raw, tmp_path / "store", require_labels=False, say=said.append)
-    assert said == ["chartevents"]
+            prepare("mimic_iv", raw, tmp_path / "store", require_labels=False, say=say)
+    assert list(said) == ["chartevents"]
     assert not (tmp_path / "store").exists()
     said.clear()
-    again = prepare("mimic_iv", raw, tmp_path / "store", require_labels=False, say=said.append)
-    assert [step for step in said if not step.startswith("hashing")] == ["labevents"]
+    again = prepare("mimic_iv", raw, tmp_path / "store", require_labels=False, say=say)
+    assert [step for step in said if not step.startswith("hashing")] == ["labevents", "stays"]
     assert again.manifest["files"] == whole.manifest["files"]
     assert not list(tmp_path.glob(".store*"))
     assert sorted(again.manifest["inputs"]) == sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*.csv"))

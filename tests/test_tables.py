@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from flame_moe.data.slices import read_slices
 from flame_moe.data.tables import collect, column_names, find_table, need_table, scan_table
-from flame_moe.data.work import Work
+from flame_moe.data.work import Make, Work
 from flame_moe.errors import DataError
 
 COLUMNS: dict[str, Any] = {"a": pl.Int64, "t": pl.Datetime, "x": pl.Float64, "s": pl.String}
@@ -26,6 +28,11 @@ def table(folder: Path, name: str, content: bytes) -> Path:
 
 def rows(path: Path, **options: Any) -> list[tuple[Any, ...]]:
     return collect(scan_table(path, COLUMNS, **options), path).rows()
+
+
+def whole(path: Path) -> Make:
+    """The table as a step, as it is."""
+    return partial(read_slices, path, COLUMNS, lambda rows: rows)
 
 
 def test_marks_blanks_line_ends_and_case_of_names_are_understood(tmp_path: Path) -> None:
@@ -96,14 +103,14 @@ def test_a_table_is_found_whatever_its_suffix_and_case(tmp_path: Path) -> None:
 
 
 def test_a_finished_step_is_not_redone_unless_what_it_depends_on_changes(tmp_path: Path) -> None:
-    path, said = table(tmp_path, "t.csv", LONG), list[str]()
-    work = Work(tmp_path / "steps", said.append)
+    path, said = table(tmp_path, "t.csv", LONG), list[tuple[str, float | None]]()
+    work = Work(tmp_path / "steps", lambda text, share=None: said.append((text, share)))
 
     def step(version: int) -> int:
-        return work.step("t", [path], {"version": version}, lambda: scan_table(path, COLUMNS)).collect().height
+        return work.step("t", [path], {"version": version}, whole(path)).collect().height
 
     assert [step(1), step(1), step(2)] == [50_000] * 3
-    assert said == ["t", "t"]
+    assert said == [("t", 0.0), ("t", 1.0)] * 2
     table(tmp_path, "t.csv", LONG + b"7,,,\n")
     assert step(1) == 50_001
     (tmp_path / "labels").mkdir()
@@ -118,7 +125,7 @@ def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     path = table(tmp_path, "cut.csv.gz", gzip.compress(LONG)[:9000])
     work = Work(tmp_path / "steps")
     with pytest.raises(DataError, match=r"damaged or cut off \[.*cut.csv.gz\]"):
-        work.step("t", [path], {}, lambda: scan_table(path, COLUMNS))
+        work.step("t", [path], {}, whole(path))
     assert list((tmp_path / "steps").iterdir()) == []
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.table import Table
 
+from flame_moe.data.work import Say
 from flame_moe.training.metrics import PRIMARY
 from flame_moe.training.monitor import Monitor
 
@@ -74,16 +86,45 @@ class Bar(Monitor):
 
 
 @contextmanager
-def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
-    """A spinner with the time that has passed, for work whose length is not known beforehand.
+def waiting(console: Console, text: str, clock: Callable[[], float] = monotonic) -> Iterator[Say]:
+    """A spinner with the time that has passed, and, for a part of the work whose length is known, how long it still is.
+
+    Args:
+        console: where to draw; on anything but a terminal nothing is drawn.
+        text: what is done.
+        clock: seconds.
 
     Yields:
-        A function that says in words what is being done now.
+        A function that is told in words which part is being done now, and its share that is done, if that is known.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        line = progress.add_task(text, total=None)
-        yield lambda what: progress.update(line, description=f"{text}: {what}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), _Share(), TimeElapsedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden, get_time=clock) as progress:
+        line, now = progress.add_task(text, total=None), text
+
+        def say(what: str, share: float | None = None, /) -> None:
+            nonlocal now
+            if what != now:
+                now = what
+                progress.reset(line, total=None if share is None else 1.0, description=f"{text}: {what}")
+            progress.update(line, completed=share)
+
+        yield say
+
+
+class _Share(ProgressColumn):
+    """Bar, per cent and time left of a part whose length is known; nothing for others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar, self._left = BarColumn(bar_width=12), TimeRemainingColumn(compact=True)
+
+    def render(self, task: RichTask) -> RenderableType:
+        if task.total is None:
+            return ""
+        row = Table.grid(padding=(0, 1))
+        row.add_row(self._bar(task), f"{task.percentage:.0f}%", self._left(task), "left")
+        return row
 
 
 def _score(val: dict[str, dict[str, float]]) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,12 +62,14 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file, read in pieces."""
+def sha256(path: str | Path, watch: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file, read in pieces; `watch` is told how many bytes have been read."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            if watch is not None:
+                watch(file.tell())
     return digest.hexdigest()
 
 

@@ -9,12 +9,13 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from flame_moe.errors import DataError, nearest
 
@@ -90,21 +91,40 @@ def scan_table(
         DataError: if the file is empty or damaged, no UTF-8, or lacks a column. Cells that are not of their type are
             found when the frame is collected: do it inside `explain`.
     """
+    narrow = narrowing(path, columns, optional=optional, keep=keep)
+    return narrow(pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False))
+
+
+def narrowing(
+    path: Path,
+    columns: Mapping[str, pl.DataType | type[pl.DataType]],
+    *,
+    optional: Sequence[str] = (),
+    keep: Mapping[str, Collection[Any]] | None = None,
+) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    """From columns as the file has them, text if it is CSV, to what `scan_table` gives, which see.
+
+    Raises:
+        DataError: if the file is empty or damaged, no UTF-8, or lacks a column.
+    """
     names = column_names(path)
     known = {name.strip().lower(): name for name in names}
     lacking = [name for name in columns if name.lower() not in known and name not in optional]
     if lacking:
         mend = nearest(lacking[0], (name.strip() for name in names))
         raise DataError(f"the column '{lacking[0]}' is missing", where=str(path), mend=mend)
-    frame = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
-    for name, values in (keep or {}).items():
-        frame = frame.filter(_typed(pl.col(known[name.lower()]), columns[name], path).is_in(list(values)))
-    picked = []
-    for name, kind in columns.items():
-        source = known.get(name.lower())
-        column = pl.lit(None, dtype=pl.String).cast(kind) if source is None else _typed(pl.col(source), kind, path)
-        picked.append(column.alias(name))
-    return frame.select(picked)
+
+    def narrow(frame: pl.LazyFrame) -> pl.LazyFrame:
+        for name, values in (keep or {}).items():
+            frame = frame.filter(_typed(pl.col(known[name.lower()]), columns[name], path).is_in(list(values)))
+        picked = []
+        for name, kind in columns.items():
+            source = known.get(name.lower())
+            column = pl.lit(None, dtype=pl.String).cast(kind) if source is None else _typed(pl.col(source), kind, path)
+            picked.append(column.alias(name))
+        return frame.select(picked)
+
+    return narrow
 
 
 @contextmanager
@@ -118,7 +138,7 @@ def explain(where: str) -> Iterator[None]:
         yield
     except pl.exceptions.ColumnNotFoundError as error:
         raise DataError(f"a column is missing: {error}", where=where) from None
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError, zlib.error) as error:
         text = str(error)
         failed = _FAILED.search(text)
         if failed:

@@ -13,15 +13,23 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
 from flame_moe.data.publish import sibling
+from flame_moe.data.slices import Watch, write_slices
 from flame_moe.data.tables import explain
 from flame_moe.files import sha256, sync_folder
 
-Say = Callable[[str], None]
+
+class Say(Protocol):
+    """Told in words what is being done, and what share of it is done, 0 to 1, where that is known."""
+
+    def __call__(self, text: str, share: float | None = None, /) -> None: ...
+
+
+Make = Callable[[Watch], Iterable[pl.DataFrame]]
 
 
 class Work:
@@ -29,11 +37,13 @@ class Work:
 
     Args:
         folder: where steps are kept; made when it is first needed.
-        say: told in words what is being done; default nobody.
+        say: told what is being done and how far it is; default nobody.
 
     Example:
-        lab = work.step("labevents", [path], {"window": 48}, lambda: frame)  # a LazyFrame, streamed to the disk
-        for row in lab.collect().iter_rows(named=True): ...
+        def make(watch):
+            return read_slices(path, columns, lambda rows: rows.filter(usable), watch)
+
+        lab = work.step("labevents", [path], {"window": 48}, make)  # a LazyFrame of what is on the disk
     """
 
     def __init__(self, folder: str | Path, say: Say | None = None) -> None:
@@ -49,16 +59,15 @@ class Work:
         """
         return self.folder.with_name(".vectors")
 
-    def step(
-        self, name: str, inputs: Iterable[Path], settings: Mapping[str, Any], make: Callable[[], pl.LazyFrame]
-    ) -> pl.LazyFrame:
-        """The result of `make`, streamed to a file once and read from it afterwards.
+    def step(self, name: str, inputs: Iterable[Path], settings: Mapping[str, Any], make: Make) -> pl.LazyFrame:
+        """The result of `make`, written to a file once, frame by frame, and read from it afterwards.
 
         Args:
             name: of the step, one word; also what is said.
             inputs: files it reads; a change of size or time of one of them makes the step anew.
             settings: whatever else it depends on, JSON-ready, the version of its own code included.
-            make: builds the lazy frame; only called if the step is not done.
+            make: given whom to tell how far it is, gives the frames, see `flame_moe.data.slices`; only called if the
+                step is not done.
 
         Raises:
             DataError: if the data cannot be read; nothing is left behind.
@@ -66,12 +75,12 @@ class Work:
         files = [self.note(path) for path in inputs]
         done = self.folder / f"{name}-{_digest(name, files, settings)}.parquet"
         if not done.exists():
-            self.say(name)
+            self.say(name, 0.0)
             self.folder.mkdir(parents=True, exist_ok=True)
             part = sibling(done)
             try:
                 with explain(", ".join(str(file) for file in files) or name):
-                    make().sink_parquet(part, compression="zstd", engine="streaming", maintain_order=False)
+                    write_slices(part, make(lambda share: self.say(name, share)))
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
                 part.replace(done)
@@ -90,9 +99,9 @@ class Work:
         """Bytes and SHA-256 of every file noted, by its path from `root` (`../labels/a.parquet` for one beside it)."""
         found = {}
         for path in self._inputs:
-            self.say(f"hashing {path.name}")
-            name = Path(os.path.relpath(path, root)).as_posix()
-            found[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            name, size = Path(os.path.relpath(path, root)).as_posix(), path.stat().st_size
+            digest = sha256(path, lambda done: self.say(f"hashing {path.name}", done / max(1, size)))  # noqa: B023
+            found[name] = {"bytes": size, "sha256": digest}
         return dict(sorted(found.items()))
 
     def clear(self) -> None:
@@ -106,5 +115,5 @@ def _digest(name: str, files: Iterable[Path], settings: Mapping[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _nobody(text: str) -> None:
+def _nobody(text: str, share: float | None = None, /) -> None:
     """Nobody is told."""

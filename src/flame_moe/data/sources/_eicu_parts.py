@@ -7,6 +7,7 @@ blocks, so memory does not grow with the database.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
+from flame_moe.data.slices import read_slices
 from flame_moe.data.sources._eicu_options import MINUTE, STAY, EicuOptions, Release, Tally, known_at
 from flame_moe.data.sources._eicu_tables import RULES, Channel
-from flame_moe.data.tables import scan_table
 from flame_moe.data.work import Work
 from flame_moe.schema import Modality
 
@@ -89,8 +90,7 @@ def window(
     offsets = [offset] if entered is None else [offset, entered]
     wanted = {"patientunitstayid": pl.Int64, **dict.fromkeys(offsets, pl.Int64), **columns}
 
-    def make() -> pl.LazyFrame:
-        frame = scan_table(path, wanted, optional=optional)
+    def each(frame: pl.LazyFrame) -> pl.LazyFrame:
         kept = known_at(offset, entered) <= options.end
         if not early:
             kept &= pl.col(offset) >= options.begin
@@ -102,7 +102,7 @@ def window(
 
     begin = None if early else options.begin
     settings = {"version": VERSION, "end": options.end, "begin": begin, "columns": sorted(wanted)}
-    return work.step(source, [path], settings, make)
+    return work.step(source, [path], settings, partial(read_slices, path, wanted, each, optional=optional))
 
 
 def plausible(frame: pl.DataFrame, channels: Sequence[Channel], tally: Tally, what: str) -> pl.DataFrame:

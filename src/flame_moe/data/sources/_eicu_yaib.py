@@ -7,12 +7,14 @@ Row h holds the measurements from hour h to hour h + 1, so the rows before the h
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from flame_moe.data.funnel import Funnel
+from flame_moe.data.slices import read_slices
 from flame_moe.data.sources._eicu_options import MINUTE, STAY, EicuOptions, Release, Tally
 from flame_moe.data.sources._eicu_parts import VERSION, Part, Reading, series
 from flame_moe.data.sources._eicu_tables import Channel
@@ -91,20 +93,19 @@ def yaib_series(reading: Reading, modality: Modality, folder: Path) -> Part:
     frames: list[pl.LazyFrame] = []
     columns: dict[str, Any] = {"stay_id": pl.Int64, "time": pl.Duration("ms")}
     columns |= {channel.name: pl.Float64 for channel in CHANNELS}
-    hour = _hour()
+
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        hour = _hour()
+        known = rows.filter((hour >= 0) & (hour < reading.options.hours))
+        values = [pl.col(channel.name).fill_nan(None) for channel in CHANNELS]
+        return known.select(pl.col("stay_id").alias(STAY), (60 * hour).alias(MINUTE), *values)
+
     for name in _SERIES_FROM:
         path = _file(folder, name, "dyn")
         if path is None:
             continue
-
-        def make(path: Path = path) -> pl.LazyFrame:
-            known = scan_table(path, columns).filter((hour >= 0) & (hour < reading.options.hours))
-            minute = (60 * hour).alias(MINUTE)
-            values = [pl.col(channel.name).fill_nan(None) for channel in CHANNELS]
-            return known.select(pl.col("stay_id").alias(STAY), minute, *values)
-
         settings = {"version": VERSION, "hours": reading.options.hours}
-        rows = reading.work.step(f"yaib_{name}", [path], settings, make)
+        rows = reading.work.step(f"yaib_{name}", [path], settings, partial(read_slices, path, columns, each))
         for earlier in frames:
             rows = rows.join(earlier.select(STAY).unique(), on=STAY, how="anti")
         frames.append(rows)

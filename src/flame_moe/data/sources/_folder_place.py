@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
+from flame_moe.data.slices import Watch, read_slices
 from flame_moe.data.sources._folder_rules import ModalityRule, SamplesRule, TimedRule
 from flame_moe.data.sources._folder_times import Origins, hours_since, moments
 from flame_moe.data.tables import SUFFIXES, collect, column_names, scan_table
@@ -88,13 +89,26 @@ def read_table(path: Path, types: Mapping[str, Any], optional: Collection[str] =
     Raises:
         DataError: also if the columns seem to be separated by something else than commas.
     """
+    refuse_no_table(path)
+    return _numbers(scan_table(path, types, optional=list(optional)), types)
+
+
+def refuse_no_table(path: Path) -> None:
+    """Refuse what is no table of columns separated by commas.
+
+    Raises:
+        DataError: if the file is another, or its columns seem to be separated by something else.
+    """
     if not is_table(path):
         raise DataError("the file is no table", where=str(path), mend=f"Tables end in {', '.join(SUFFIXES)}.")
     names = column_names(path)
     for mark, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(names) == 1 and mark in names[0]:
             raise DataError(f"the columns are separated by {word}", where=str(path), mend="Save the table with commas.")
-    frame = scan_table(path, types, optional=list(optional))
+
+
+def _numbers(frame: pl.LazyFrame, types: Mapping[str, Any]) -> pl.LazyFrame:
+    """NaN as null."""
     numbers = [name for name, kind in types.items() if kind == pl.Float64]
     return frame.with_columns(pl.col(numbers).fill_nan(None)) if numbers else frame
 
@@ -114,8 +128,12 @@ def timed_rows(rule: TimedRule, place: Place, types: Mapping[str, Any]) -> pl.Da
         wanted[rule.time] = pl.Float64
         time = [(pl.col(rule.time) * HOURS[rule.unit] / window).alias("_time")]
 
-    def make() -> pl.LazyFrame:
-        return read_table(path, wanted).select(*types, *time, _id=pl.col(id))
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return _numbers(rows, wanted).select(*types, *time, _id=pl.col(id))
+
+    def make(watch: Watch) -> Iterator[pl.DataFrame]:
+        refuse_no_table(path)
+        return read_slices(path, wanted, each, watch)
 
     settings = {"columns": {name: str(kind) for name, kind in wanted.items()}, "window": window, "unit": rule.unit}
     frame = collect(place.work.step(place.name, [path], settings, make), path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from flame_moe.data.slices import Each, Watch, read_slices
 from flame_moe.data.sources._meds_mapping import ColumnNames
 from flame_moe.data.tables import collect, column_names, scan_table
 from flame_moe.data.work import Work
@@ -52,14 +53,30 @@ def events(path: Path, columns: ColumnNames, *, numbers: bool) -> pl.LazyFrame:
     Raises:
         DataError: if a column is missing.
     """
+    return _named(scan_table(path, _wanted(path, columns, numbers), optional=[columns.numeric_value]), columns)
+
+
+def event_slices(
+    path: Path, columns: ColumnNames, each: Each, watch: Watch, *, numbers: bool
+) -> Iterator[pl.DataFrame]:
+    """`events` slice by slice through `each`; see `flame_moe.data.slices`."""
+    wanted, optional = _wanted(path, columns, numbers), [columns.numeric_value]
+    return read_slices(path, wanted, lambda rows: each(_named(rows, columns)), watch, optional=optional)
+
+
+def _wanted(path: Path, columns: ColumnNames, numbers: bool) -> dict[str, Any]:
+    """The columns to read, with their types."""
     wanted: dict[str, Any] = {columns.subject_id: pl.String, columns.time: TIME, columns.code: pl.String}
     names = {name.lower() for name in column_names(path)}
     for name in (*wanted, *((columns.numeric_value,) if numbers else ())):
         if name.lower() not in names:
             mend = f"{nearest(name, names)} A mapping file names other columns under [columns]."
             raise DataError(f"the column '{name}' is missing", where=str(path), mend=mend)
-    given = scan_table(path, {**wanted, columns.numeric_value: pl.Float64}, optional=[columns.numeric_value])
-    return given.select(
+    return {**wanted, columns.numeric_value: pl.Float64}
+
+
+def _named(rows: pl.LazyFrame, columns: ColumnNames) -> pl.LazyFrame:
+    return rows.select(
         subject=pl.col(columns.subject_id),
         time=pl.col(columns.time),
         code=pl.col(columns.code),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
 from flame_moe.data.imaging import read_picture
+from flame_moe.data.slices import read_slices
 from flame_moe.data.sources._mimic_cohort import HOUR, WINDOW
 from flame_moe.data.sources._mimic_events import Reader, Window
 from flame_moe.data.sources._mimic_files import METADATA, Release
 from flame_moe.data.sources._mimic_notes import vectors
-from flame_moe.data.tables import collect, explain, scan_table
+from flame_moe.data.tables import collect, explain
 from flame_moe.data.text import TextOptions
 from flame_moe.data.work import Work
 from flame_moe.errors import DataError
@@ -44,14 +46,15 @@ def studies(release: Release, stays: pl.DataFrame, work: Work, *, before_hours: 
     clock = pl.col("StudyTime").str.split(".").list.first().str.zfill(6).str.to_time("%H%M%S")
     taken = pl.col("StudyDate").str.to_date("%Y%m%d").dt.combine(clock)
 
-    def make() -> pl.LazyFrame:
-        rows = scan_table(path, _METADATA, optional=("ViewPosition",)).drop_nulls(("StudyDate", "StudyTime"))
-        rows = rows.join(keys, on="subject_id").with_columns(
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = rows.drop_nulls(("StudyDate", "StudyTime")).join(keys, on="subject_id")
+        rows = rows.with_columns(
             seconds=(taken - pl.col("intime")).dt.total_seconds(), view=pl.col("ViewPosition").fill_null("")
         )
         inside = pl.col("seconds").is_between(-round(before_hours * HOUR), pl.col("stay").fill_null(WINDOW))
         return rows.filter(inside).select("order", "subject_id", "study_id", "dicom_id", "view", "seconds")
 
+    make = partial(read_slices, path, _METADATA, each, optional=("ViewPosition",))
     return work.step("cxr", [path, *release.core], {"version": VERSION, "before": before_hours}, make)
 
 

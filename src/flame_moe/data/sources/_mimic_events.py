@@ -1,13 +1,15 @@
 """Vital signs and laboratory values of MIMIC-IV: from tables of hundreds of millions of rows to one series per stay.
 
-Each table is a step that is streamed to a file once: narrowed to the items and patients that matter, units converted,
-with the fault of every row that cannot be used. The file is then read for a few thousand stays at a time.
+Each table is a step that is written to a file once, slice by slice: narrowed to the items and patients that matter,
+units converted, with the fault of every row that cannot be used. The file is then read for a few thousand stays at a
+time; where the table is sorted by patient, as published, most of the file is skipped then.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame_moe.batch import Observation
+from flame_moe.data.slices import Each, read_slices
 from flame_moe.data.sources._mimic_cohort import HOUR, WINDOW
 from flame_moe.data.sources._mimic_files import Release
 from flame_moe.data.sources._mimic_variables import (
@@ -28,8 +31,8 @@ from flame_moe.data.sources._mimic_variables import (
     range_table,
     unit_table,
 )
-from flame_moe.data.tables import collect, scan_table
-from flame_moe.data.work import Work
+from flame_moe.data.tables import collect
+from flame_moe.data.work import Make, Work
 
 Reader = Callable[[int, int], dict[int, Observation]]
 """(first order, end order) -> order of a stay -> what it has of one modality; stays without it are left out."""
@@ -94,8 +97,8 @@ def vitals(release: Release, stays: pl.DataFrame, work: Work, *, arterial: bool)
     path = release.tables["icu/chartevents"]
     keys = stays.lazy().select("order", "stay_id", "intime", owner="subject_id")
 
-    def make() -> pl.LazyFrame:
-        rows = _rows(path, VITALS, arterial=arterial).join(keys, on="stay_id")
+    def judged(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = rows.join(keys, on="stay_id")
         text = pl.col("value").str.to_lowercase()
         tube = (pl.col("channel") == VERBAL) & (text == NOT_TESTABLE)
         return _judged(
@@ -107,6 +110,7 @@ def vitals(release: Release, stays: pl.DataFrame, work: Work, *, arterial: bool)
             },
         )
 
+    make = _make(path, VITALS, judged, arterial=arterial)
     return work.step("chartevents", [path, *release.core], {"version": VERSION, "arterial": arterial}, make)
 
 
@@ -119,13 +123,14 @@ def labs(release: Release, stays: pl.DataFrame, work: Work, *, before_hours: flo
     path = release.tables["hosp/labevents"]
     keys = stays.lazy().select("order", "subject_id", "intime", "admittime", "stay")
 
-    def make() -> pl.LazyFrame:
-        rows = _rows(path, LABS).join(keys, on="subject_id")
+    def judged(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = rows.join(keys, on="subject_id")
         since = (pl.col("charttime") - pl.col("intime")).dt.total_seconds()
         inside = (since >= -round(before_hours * HOUR)) & (since <= pl.col("stay").fill_null(WINDOW))
         admitted = (since >= 0) | (pl.col("charttime") >= pl.col("admittime"))
         return _judged(rows.filter(inside & admitted), LABS, {})
 
+    make = _make(path, LABS, judged)
     return work.step("labevents", [path, *release.core], {"version": VERSION, "before": before_hours}, make)
 
 
@@ -149,13 +154,16 @@ def series(
     return read
 
 
-def _rows(path: Path, channels: Sequence[Channel], *, arterial: bool = False) -> pl.LazyFrame:
-    """Rows of the items of these channels."""
+def _make(path: Path, channels: Sequence[Channel], judged: Each, *, arterial: bool = False) -> Make:
+    """Rows of the items of these channels that have a time."""
     items = item_table(channels, arterial=arterial)
     columns = {name: kind for name, kind in _CHART.items() if name != "stay_id" or channels is VITALS}
+
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return judged(rows.filter(pl.col("charttime").is_not_null()).join(items.lazy(), on="itemid"))
+
     keep = {"itemid": items["itemid"].to_list()}
-    frame = scan_table(path, columns, optional=("storetime", "value", "valueuom"), keep=keep)
-    return frame.filter(pl.col("charttime").is_not_null()).join(items.lazy(), on="itemid")
+    return partial(read_slices, path, columns, each, optional=("storetime", "value", "valueuom"), keep=keep)
 
 
 def _judged(rows: pl.LazyFrame, channels: Sequence[Channel], faults: Mapping[str, pl.Expr]) -> pl.LazyFrame:

@@ -7,6 +7,7 @@ admission is never an input; those of earlier admissions are.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from flame_moe.batch import Observation
+from flame_moe.data.slices import read_slices
 from flame_moe.data.sources._mimic_cohort import HOUR, WINDOW
 from flame_moe.data.sources._mimic_events import Reader, Window
 from flame_moe.data.sources._mimic_files import Release
-from flame_moe.data.tables import collect, scan_table
+from flame_moe.data.tables import collect
 from flame_moe.data.text import TextOptions, read_texts
 from flame_moe.data.work import Work
 
@@ -31,17 +33,19 @@ _NOTE: dict[str, Any] = {
     "storetime": pl.Datetime,
     "text": pl.String,
 }
+_OPTIONAL = ("storetime", "hadm_id")
 
 
 def radiology(release: Release, stays: pl.DataFrame, work: Work, *, before_hours: float) -> pl.LazyFrame:
     """Reports by patient and time of the examination: columns order, note_id, seconds, stored, text."""
     path = release.tables["note/radiology"]
 
-    def make() -> pl.LazyFrame:
-        rows = _notes(path, stays)
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = _of_patients(rows, stays)
         first = -round(before_hours * HOUR)
         return rows.filter(pl.col("seconds").is_between(first, pl.col("stay").fill_null(WINDOW))).select(_KEPT)
 
+    make = partial(read_slices, path, _NOTE, each, optional=_OPTIONAL)
     return work.step("radiology", [path, *release.core], {"version": VERSION, "before": before_hours}, make)
 
 
@@ -49,11 +53,12 @@ def history(release: Release, stays: pl.DataFrame, work: Work) -> pl.LazyFrame:
     """Discharge summaries of other admissions, charted and recorded before the stay; columns as `radiology`."""
     path = release.tables["note/discharge"]
 
-    def make() -> pl.LazyFrame:
-        rows = _notes(path, stays)
+    def each(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = _of_patients(rows, stays)
         before = (pl.col("charttime") <= pl.col("admittime")) & (pl.col("stored").fill_null(0) <= 0)
         return rows.filter((pl.col("hadm_id") != pl.col("own")) & before).select(_KEPT)
 
+    make = partial(read_slices, path, _NOTE, each, optional=_OPTIONAL)
     return work.step("discharge", [path, *release.core], {"version": VERSION}, make)
 
 
@@ -113,11 +118,14 @@ def _in_time(name: str, found: pl.DataFrame, tally: Counter[str]) -> pl.DataFram
     return known
 
 
-def _notes(path: Path, stays: pl.DataFrame) -> pl.LazyFrame:
+def _of_patients(rows: pl.LazyFrame, stays: pl.DataFrame) -> pl.LazyFrame:
     """Every note of a patient, once for each of the patient's stays."""
     keys = stays.lazy().select("order", "subject_id", "intime", "admittime", "stay", own="hadm_id")
-    rows = scan_table(path, _NOTE, optional=("storetime", "hadm_id")).filter(pl.col("text").is_not_null())
-    return rows.join(keys, on="subject_id").with_columns(
-        seconds=(pl.col("charttime") - pl.col("intime")).dt.total_seconds(),
-        stored=(pl.col("storetime") - pl.col("intime")).dt.total_seconds(),
+    return (
+        rows.filter(pl.col("text").is_not_null())
+        .join(keys, on="subject_id")
+        .with_columns(
+            seconds=(pl.col("charttime") - pl.col("intime")).dt.total_seconds(),
+            stored=(pl.col("storetime") - pl.col("intime")).dt.total_seconds(),
+        )
     )

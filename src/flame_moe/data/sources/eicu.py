@@ -98,7 +98,8 @@ def read(raw: Path | None, options: EicuOptions, funnel: Funnel, work: Work) -> 
     tally: Tally = Counter()
     absent: Counter[str] = Counter()
     kept = 0
-    for stays in reading.stays.iter_slices(BLOCK):
+    for number, stays in enumerate(reading.stays.iter_slices(BLOCK)):
+        work.say("stays", number * BLOCK / reading.stays.height)
         found = {name: _observed(part, stays, options, tally) for name, part in parts.items()}
         for stay, subject in stays.select(STAY, "uniquepid").iter_rows():
             present = {name: rows[stay] for name, rows in found.items() if stay in rows}

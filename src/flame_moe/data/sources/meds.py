@@ -24,7 +24,16 @@ from pydantic import Field
 
 from flame_moe.batch import Sample
 from flame_moe.data.funnel import Funnel
-from flame_moe.data.sources._meds_files import Labels, events, find_labels, read_labels, read_splits, shards
+from flame_moe.data.slices import Watch
+from flame_moe.data.sources._meds_files import (
+    Labels,
+    event_slices,
+    events,
+    find_labels,
+    read_labels,
+    read_splits,
+    shards,
+)
 from flame_moe.data.sources._meds_history import History, by_subject
 from flame_moe.data.sources._meds_mapping import Mapping, TaskRule, load_mapping, route
 from flame_moe.data.sources.base import Source, SplitSpec
@@ -222,14 +231,18 @@ def _shard(
     modalities = mapping.modalities
     numeric = [i for i, m in enumerate(modalities) if m.kind == "series"]
     static = [c.kind == "value" for c in mapping.static]
-    given = events(file, mapping.columns, numbers=bool(numeric) or any(static))
-    codes = collect(given.select(pl.col("code").unique()), file)["code"].drop_nulls()
+    numbers = bool(numeric) or any(static)
+    there = events(file, mapping.columns, numbers=numbers).select(pl.col("code").unique())
+    codes = collect(there, file)["code"].drop_nulls()
     routes = route(codes, mapping).lazy()
     wanted = pl.LazyFrame({"subject": sorted(subjects)}, schema={"subject": pl.String})
 
-    def make() -> pl.LazyFrame:
+    def each(given: pl.LazyFrame) -> pl.LazyFrame:
         joined = given.join(wanted, on="subject", how="semi").join(routes, on="code", how="inner")
         return joined.select(*_KEPT, number=pl.col("number") * pl.col("factor") + pl.col("offset"))
+
+    def make(watch: Watch) -> Iterator[pl.DataFrame]:
+        return event_slices(file, mapping.columns, each, watch, numbers=numbers)
 
     settings = {"mapping": mapping.plain(), "subjects": sorted(subjects), "version": _VERSION}
     frame = collect(work.step(f"events-{number}", [file], settings, make), file)

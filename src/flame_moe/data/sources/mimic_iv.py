@@ -129,6 +129,7 @@ def read(raw: Path | None, options: MimicIvOptions, funnel: Funnel, work: Work) 
     rows = stays.select("order", "stay_id", "subject_id", "hadm_id", "ihm", "los", "readmission")
     kept = 0
     for first in range(0, stays.height, PART):
+        work.say("stays", first / stays.height)
         part = rows.slice(first, PART)
         found = {name: reader(first, first + part.height) for name, reader in readers.items()}
         for row in part.iter_rows(named=True):
