@@ -335,3 +335,26 @@ def test_a_store_is_prepared_and_pictures_without_reports_can_be_scored(release:
     store = prepare("embed", raw, tmp_path / "scored", options={"size": [8, 6]}, require_labels=False)
     assert len(store) == 2
     assert "clinical" not in store.modalities
+
+
+def test_several_processes_read_the_same_in_the_same_order(release: Release) -> None:
+    for i in range(9):
+        release.exam(f"w{i}", f"e{i}", sides="LR"[i % 2])
+        (release.folder / "images" / f"e{i}_{'LR'[i % 2]}_ffdm_cc_{4 * i}.png").unlink() if i % 4 == 1 else None
+    (one, alone), (many, together) = read(release), read(release, workers=2)
+    assert list(one) == list(many) == [f"e{i}-{'LR'[i % 2]}" for i in range(9)]
+    for name, sample in one.items():
+        assert sample.modalities.keys() == many[name].modalities.keys()
+        for modality, part in sample.modalities.items():
+            np.testing.assert_array_equal(part.values, many[name].modalities[modality].values)
+    assert alone.counts == together.counts
+    assert alone.counts["picture file is not there, view left out"] == 2
+    (release.folder / "images" / "e3_R_cview_cc_14.png").write_bytes(b"no picture")
+    messages = []
+    for workers in (1, 2):
+        with pytest.raises(
+            DataError, match=r"the picture cannot be read .*e3_R_cview_cc_14.png\]\. Export it"
+        ) as caught:
+            read(release, workers=workers)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class FlameError(Exception):
@@ -22,6 +24,10 @@ class FlameError(Exception):
         place = f" [{where}]" if where else ""
         advice = f" {mend}" if mend else ""
         super().__init__(f"{what}{place}.{advice}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its parts, not its message, so that it is the same after a journey between processes."""
+        return partial(type(self), where=self.where, mend=self.mend), (self.what,)
 
 
 class RecipeError(FlameError):

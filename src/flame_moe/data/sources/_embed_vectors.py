@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,13 +25,12 @@ class Vectors:
             `key` and `vector`, a list of `width` numbers. A key is the path of the table, its last part, or that
             without its suffix (of EMBED's DICOM files: the SOP instance UID).
         width: of a vector.
-        tally: counts what is missing.
 
     Raises:
         DataError: if the file cannot be read, names a key twice, or the width is another.
     """
 
-    def __init__(self, path: Path, width: int, tally: Counter[str]) -> None:
+    def __init__(self, path: Path, width: int) -> None:
         keys, vectors = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
         if vectors.ndim not in (2, 3) or vectors.dtype.kind != "f" or len(vectors) != len(keys):
             what = f"vectors are {vectors.dtype} of shape {vectors.shape} for {len(keys)} keys"
@@ -41,16 +41,17 @@ class Vectors:
         self.rows = {str(key): i for i, key in enumerate(keys)}
         if len(self.rows) != len(keys):
             raise DataError("a key is there twice", where=str(path), mend="Give one vector per picture.")
-        self.vectors, self.tally = vectors, tally
+        self.vectors = vectors
 
-    def get(self, name: str, side: str) -> Observation | None:
-        """The vectors of one picture, or None if there are none."""
-        last = PurePosixPath(name.replace("\\", "/"))
-        row = next((self.rows[key] for key in (name, last.name, last.stem) if key in self.rows), None)
-        if row is None:
-            self.tally["picture without a vector, view left out"] += 1
-            return None
-        return Observation(np.asarray(self.vectors[row], dtype=np.float32).reshape(-1, self.vectors.shape[-1]))
+    def first(self, names: Iterable[str], side: str, tally: Counter[str]) -> Observation | None:
+        """The vectors of the first of these pictures that has any, or None; `tally` counts those that have none."""
+        for name in names:
+            last = PurePosixPath(name.replace("\\", "/"))
+            row = next((self.rows[key] for key in (name, last.name, last.stem) if key in self.rows), None)
+            if row is not None:
+                return Observation(np.asarray(self.vectors[row], dtype=np.float32).reshape(-1, self.vectors.shape[-1]))
+            tally["picture without a vector, view left out"] += 1
+        return None
 
 
 def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:

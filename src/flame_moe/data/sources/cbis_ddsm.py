@@ -98,12 +98,12 @@ def read(raw: Path | None, options: CbisDdsmOptions, funnel: Funnel, work: Work)
     if options.pictures is not None:
         skip = options.unreadable == "leave_out"
         root, shape = Path(options.pictures), (*options.size, 1)
-        folder = Pictures(root, shape, mirror=options.mirror, skip=skip, tally=tally, alone=True)
+        folder = Pictures(root, shape, mirror=options.mirror, skip=skip, alone=True)
     for key in sorted(rows):
         found = rows[key]
         modalities = _tables(found)
         if folder is not None:
-            modalities |= _pictures(found, folder)
+            modalities |= _pictures(found, folder, tally)
         yield Sample("-".join(key), key[0], modalities, _targets(found, options, tally))
     for text in sorted(text for text, n in tally.items() if n):
         funnel.count(text, tally[text])
@@ -143,13 +143,12 @@ def _tables(rows: list[Row]) -> dict[str, Observation]:
     return parts
 
 
-def _pictures(rows: list[Row], folder: Pictures) -> dict[str, Observation]:
+def _pictures(rows: list[Row], folder: Pictures, tally: Counter[str]) -> dict[str, Observation]:
     """Of each view the first film, by path, that is there."""
     parts = {}
     for view in VIEWS:
         names = sorted({row.picture for row in rows if row.view == view and row.picture is not None})
-        found = (folder.get(name, rows[0].side) for name in names)
-        first = next((picture for picture in found if picture is not None), None)
+        first = folder.first(names, rows[0].side, tally)
         if first is not None:
             parts[f"picture_{view.lower()}"] = first
     return parts

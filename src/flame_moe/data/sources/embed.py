@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from flame_moe.batch import Observation, Sample
+from flame_moe.data.ahead import in_order
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources._embed_labels import DENSITIES, GROUPINGS, birads, density, risk
 from flame_moe.data.sources._embed_tables import (
@@ -70,6 +72,7 @@ class EmbedOptions(Description):
         path_column: column of the metadata table that names a picture's file.
         size: height and width that pictures are brought to.
         mirror: mirror right breasts, so that all chest walls are on the left.
+        workers: processes that read pictures; the store is the same whatever their number.
         unreadable: what a damaged picture file does: `stop`, or `leave_out` its view and count it.
         embeddings: file of vectors to read instead of pictures, see `_embed_vectors.Vectors`.
         embedding_width: numbers in a vector.
@@ -84,6 +87,7 @@ class EmbedOptions(Description):
     path_column: Literal["anon_dicom_path", "png_path", "png_filename"] = "anon_dicom_path"
     size: tuple[Size, Size] = (224, 192)
     mirror: bool = True
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
     unreadable: Literal["stop", "leave_out"] = "stop"
     embeddings: str | None = None
     embedding_width: Size = 768
@@ -128,10 +132,12 @@ def read(raw: Path | None, options: EmbedOptions, funnel: Funnel, work: Work) ->
     for text, rule in _rules(options, women):
         kept = breasts = [breast for breast in breasts if rule(breast)]
         funnel.rule(text, len(kept))
-    source = _open(raw, options, work, tally)
+    source = _open(raw, options, work)
     written = 0
-    for breast in kept:
-        parts = _pictures(breast, source)
+    # Vectors lie in memory: a copy of them per process would cost more than it saves.
+    workers = options.workers if isinstance(source, Pictures) else 1
+    for breast, (parts, missing) in zip(kept, in_order(partial(_pictures, source), kept, workers), strict=True):
+        tally.update(missing)
         woman, targets = women.get(breast.empi), {}
         if woman is not None:
             parts |= _clinical(woman, breast)
@@ -169,24 +175,20 @@ def _rules(options: EmbedOptions, women: dict[str, Woman]) -> list[tuple[str, _R
     return rules
 
 
-def _open(raw: Path, options: EmbedOptions, work: Work, tally: Counter[str]) -> Pictures | Vectors:
+def _open(raw: Path, options: EmbedOptions, work: Work) -> Pictures | Vectors:
     if options.embeddings is not None:
         path = Path(options.embeddings)
-        return Vectors(work.note(path) if path.is_file() else path, options.embedding_width, tally)
+        return Vectors(work.note(path) if path.is_file() else path, options.embedding_width)
     root = raw if options.pictures is None else Path(options.pictures)
     shape = (*options.size, 1)
-    return Pictures(root, shape, mirror=options.mirror, skip=options.unreadable == "leave_out", tally=tally)
+    return Pictures(root, shape, mirror=options.mirror, skip=options.unreadable == "leave_out")
 
 
-def _pictures(breast: Breast, source: Pictures | Vectors) -> dict[str, Observation]:
-    """Of each stream the first picture, by path, that is there."""
-    parts = {}
-    for name in STREAMS.values():
-        found = (source.get(path, breast.side) for path in breast.streams.get(name, ()))
-        first = next((picture for picture in found if picture is not None), None)
-        if first is not None:
-            parts[name] = first
-    return parts
+def _pictures(source: Pictures | Vectors, breast: Breast) -> tuple[dict[str, Observation], Counter[str]]:
+    """Of each stream the first picture, by path, that is there; and what is missing."""
+    missing = Counter[str]()
+    found = {name: source.first(breast.streams.get(name, ()), breast.side, missing) for name in STREAMS.values()}
+    return {name: picture for name, picture in found.items() if picture is not None}, missing
 
 
 def _clinical(woman: Woman, breast: Breast) -> dict[str, Observation]:

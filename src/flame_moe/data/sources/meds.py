@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -207,10 +207,10 @@ def _predictions(
     return todo
 
 
-def _number(value: object, task: Task, labels: Labels) -> float:
+def _number(value: Any, task: Task, labels: Labels) -> float:
     """A label as it is stored: classes by their position."""
     if labels.column != "categorical_value":
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     if value not in task.classes:
         raise DataError(f"unknown class '{value}'", where=f"task '{task.name}'", mend=nearest(str(value), task.classes))
     return float(task.classes.index(str(value)))
