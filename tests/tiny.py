@@ -109,7 +109,7 @@ def recipe(
 def _small(method: dict[str, Any]) -> dict[str, Any]:
     """FLAME of rank 2, or the method asked for, with rank 2 if it has one."""
     name = method.get("name", "flame")
-    return {"name": name, **({"rank": 2} if "rank" in METHODS[name].keys else {}), **method}
+    return {"name": name, **({"rank": 2} if name in METHODS and "rank" in METHODS[name].keys else {}), **method}
 
 
 __all__ = ["BY_NAME", "EVERYTHING", "MODALITIES", "STREAM", "TASKS", "batch_of", "config", "flame", "full_batch"]

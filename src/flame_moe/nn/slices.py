@@ -105,9 +105,11 @@ def assemble(kind: Kind, found: Mapping[str, Tensor], shape: torch.Size) -> LowR
 
 
 def allocate(kind: Kind, shape: torch.Size, like: Tensor) -> LowRank | Ragged | Tensor:
-    """A slice of this shape with any numbers, for a state dict to be loaded into."""
+    """A slice of this shape with any numbers, for a state dict to be loaded into; ValueError for an unknown kind."""
     *lead, out, width = shape
     if isinstance(kind, str):
+        if kind != "dense":
+            raise ValueError(f"a slice of kind '{kind}' is not known")
         return torch.empty_like(like)
     if isinstance(kind, int):
         return LowRank(like.new_empty((*lead, out, kind)), like.new_empty((*lead, kind, width)))
