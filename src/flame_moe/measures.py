@@ -26,12 +26,12 @@ FORGETTING = "forgetting"
 FORWARD = "forward transfer"
 DRIFT = "logit drift"
 SEPARATE = "separate"
-"""Name of the method that learns every stage from scratch: what forward transfer is measured against."""
+"""Name of the method that gives every later task a network of its own: what forward transfer is measured against."""
 FORMULAS = {
     AVERAGE: "mean over i of R[i, T]",
     BACKWARD: "mean over i with t_i < T of R[i, T] - R[i, t_i]",
     FORGETTING: "mean over i with t_i < T of max over t_i <= s < T of R[i, s] - R[i, T]",
-    FORWARD: "mean over i with t_i > 0 of R[i, t_i] - S[i], S[i]: from scratch on that stage alone, equal budget",
+    FORWARD: "mean over i with t_i > 0 of R[i, t_i] - S[i], S[i]: a network of its own, equal budget",
     DRIFT: "max over i, t_i < s <= T and samples of |logit after s - logit after t_i|",
 }
 """Measure -> its formula, as it is printed beside the number."""
@@ -63,7 +63,7 @@ def measures(
 
     Args:
         table: of one metric.
-        alone: task -> the same metric of a model that learned the stage's tasks from scratch with the stage's budget.
+        alone: task -> the same metric of a network of its own, from scratch, with the data and steps of the stage.
         drift: what was measured of the logits.
 
     Example:
@@ -117,7 +117,7 @@ def forward_transfer(table: Progression, alone: Mapping[str, float]) -> dict[str
     """What earlier stages gave to each later task: R[i, t_i] - S[i]; tasks of the first stage are left out.
 
     Args:
-        alone: S, by task: a model that learned the tasks of the stage from scratch with the same data and epochs.
+        alone: S, by task: a network of its own that learned it from scratch with the data and steps of the stage.
     """
     return {
         task: float(_sign(table) * (table.values[i, learned] - alone.get(task, math.nan)))

@@ -17,7 +17,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Forward transfer",
-        "How much better a task was learned for what was learned before it, against a model that learned it alone.",
+        "How much better a task was learned for what was learned before it, against a network that learned it alone.",
     ),
     ("Forgetting", "How far the quality on a task has fallen from its best value because later tasks were learned."),
     (

@@ -76,7 +76,7 @@ def matrix(results: Results) -> Picture | None:
 
 
 def _scratch(names: list[str]) -> str:
-    return f" '{SEPARATE}' learns each stage with a model of its own." if SEPARATE in names else ""
+    return f" '{SEPARATE}' gives every later task a network of its own." if SEPARATE in names else ""
 
 
 def _panel(ax: Axes, rows: list[tuple[str, Progression, str]], *, names: bool) -> None:

@@ -74,7 +74,7 @@ class Resampling:
         Args:
             matrix: (tasks, stages, 1 + resamples).
             metric: what its values are.
-            alone: the same of the method that learns each stage from scratch.
+            alone: the same of the method that gives each task a network of its own.
         """
         columns = [self._measure(matrix, metric, alone, r) for r in range(1 + self.resamples)]
         return {m.name: np.array([column[k].value for column in columns]) for k, m in enumerate(columns[0])}
