@@ -260,6 +260,8 @@ def test_progress_counts_down_to_nothing_left(done: Done, tiny_store: Store) -> 
         tell=lambda done, left: told.append((done, left)),
     )
     assert told[-1] == (0, 0)
+    assert command.said(2, 10, 180.0) == "about 0:15 h left"
+    assert command.said(0, 10, 5.0) == "", "nothing was done yet to judge by"
 
 
 def test_every_method_is_a_row_with_its_seeds_and_grids_of_equal_size() -> None:

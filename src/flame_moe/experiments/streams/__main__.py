@@ -66,12 +66,7 @@ class _Bar(Progress):
 
 
 def said(done: int, left: int, seconds: float) -> str:
-    """How long it will take still.
-
-    Example:
-        >>> said(2, 10, 180.0), said(0, 10, 5.0)
-        ('about 0:15 h left', '')
-    """
+    """How long it will take still; nothing where nothing was done yet to judge by."""
     if done == 0:
         return ""
     minutes = round(seconds / done * left / 60)
