@@ -11,21 +11,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from flame_moe.analysis.footprint import footprint
 from flame_moe.batch import FlexiBatch
 from flame_moe.continual import Learner
 from flame_moe.continual.methods import METHODS, Commit, Method, MethodState, StageContext, make_method
 from flame_moe.continual.methods.distillation import distillation, readable
 from flame_moe.continual.methods.finetune import FineTune
+from flame_moe.continual.methods.gpm import GPM
+from flame_moe.continual.methods.inflora import InfLoRA
+from flame_moe.continual.methods.lora import ranks_within
 from flame_moe.continual.methods.quadratic import Quadratic
+from flame_moe.continual.methods.seed import SEED, divergence
+from flame_moe.continual.subspace import Subspaces, extended, free_directions
 from flame_moe.data.loader import make_batch
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError
+from flame_moe.nn.block import Block
+from flame_moe.nn.columns import LowRankExperts
+from flame_moe.nn.experts import ExpertPool, Joined
+from flame_moe.nn.gating import Router
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import StackedMatrix, growables
-from flame_moe.schema import MethodConfig, Stage, Task
+from flame_moe.nn.moe import Sequences, mixture
+from flame_moe.nn.slices import LowRank
+from flame_moe.nn.stacked import StackedLinear, StackedMatrix, growables
+from flame_moe.schema import MethodConfig, Recipe, Stage, Task
 from flame_moe.training.hooks import Seen
 from flame_moe.training.problem import Problem
-from tests.test_continual import Stages, bits, everyone
+from flame_moe.training.seeding import seed_torch
+from tests.test_continual import Inspect, Logits, Stages, bits, everyone
 from tests.tiny import STREAM, recipe
 
 TWO = (("death",), ("days",))
@@ -44,7 +57,7 @@ class Watched(FineTune):
         self.concluded = 0
         self.contexts: list[StageContext] = []
 
-    def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
+    def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
         self.calls.append("add_routers")
         super().add_routers(model, stage, modalities, new)
 
@@ -102,6 +115,11 @@ class Watched(FineTune):
 def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
     monkeypatch.setitem(METHODS, "watched", Watched)
     return Watched
+
+
+FEW: dict[str, dict[str, Any]] = {"ewc": {"samples": 4}, "mas": {"samples": 4}, "seed": {"samples": 24}}
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 32}
+"""What makes the conformance suite quick: it asserts nothing about what is learned."""
 
 
 def learned(store: Store, stages: Sequence[Sequence[str]], method: dict[str, Any], **more: Any) -> Learner:
@@ -199,20 +217,55 @@ def test_every_methods_grid_has_three_settings_that_it_accepts() -> None:
 
 @pytest.fixture(scope="module")
 def first_stage(tiny_store: Store) -> bytes:
-    return bits(everyone(learned(tiny_store, STREAM[:1], {"name": "flame"}), tiny_store)["death"])
+    return bits(everyone(learned(tiny_store, STREAM[:1], {"name": "flame"}, train=QUICK), tiny_store)["death"])
+
+
+class Conformed(Stages):
+    """A stream learned by one method, with what was frozen in each stage watched."""
+
+    def __init__(self, plan: Recipe, store: Store) -> None:
+        self.learner = Learner(plan)
+        self.first: dict[str, Logits] = {}
+        self.after: list[dict[str, Logits]] = []
+        self.watched: list[Inspect] = []
+        for stage in plan.stages:
+            watch = Inspect(self.learner)
+            self.learner.learn(store, stage, monitor=watch)
+            watch.learner = self.learner
+            self.watched.append(watch)
+            self.after.append(everyone(self.learner, store))
+            self.first = {**self.after[-1], **self.first}
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
-def method(request: pytest.FixtureRequest, tiny_store: Store) -> Stages:
+def method(request: pytest.FixtureRequest, tiny_store: Store) -> Conformed:
     """The stream, learned by each continual method: what follows holds for all of them."""
-    return Stages(recipe(method={"name": request.param}), tiny_store)
+    return Conformed(recipe(method={"name": request.param, **FEW.get(request.param, {})}, train=QUICK), tiny_store)
 
 
-def test_every_method_is_found_by_its_name(method: Stages) -> None:
+def test_what_is_frozen_in_a_stage_does_not_move_by_one_bit(method: Conformed) -> None:
+    for index, watch in enumerate(method.watched):
+        assert watch.ended == watch.frozen, index
+        assert set(watch.gradients) <= set(watch.requires), index
+    assert method.watched[1].frozen
+
+
+def test_heads_grow_with_the_tasks_and_only_those_of_the_stage_train(method: Conformed) -> None:
+    joint = method.learner.method.name == "joint"
+    for stage, watch in zip(STREAM, method.watched, strict=True):
+        heads = {
+            name.split("heads.")[1].split(".")[0]
+            for name in watch.requires
+            if "heads." in name and "routers" not in name
+        }
+        assert heads == set(stage) or joint
+
+
+def test_every_method_is_found_by_its_name(method: Conformed) -> None:
     assert METHODS[method.learner.method.name] is type(method.learner.method)
 
 
-def test_every_method_learns_every_stage(method: Stages) -> None:
+def test_every_method_learns_every_stage(method: Conformed) -> None:
     assert [set(found) for found in method.after] == [
         {"death"},
         {"death", "stage"},
@@ -221,18 +274,18 @@ def test_every_method_learns_every_stage(method: Stages) -> None:
     assert all(np.isfinite(z).all() for z in method.after[-1].values())
 
 
-def test_every_method_leaves_the_model_frozen_between_stages(method: Stages) -> None:
+def test_every_method_leaves_the_model_frozen_between_stages(method: Conformed) -> None:
     model = method.learner.model
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     assert not any(p.delta is not None for _, p in growables(model) if isinstance(p, StackedMatrix))
 
 
-def test_every_method_has_the_same_first_stage(method: Stages, first_stage: bytes) -> None:
+def test_every_method_has_the_same_first_stage(method: Conformed, first_stage: bytes) -> None:
     assert bits(method.after[0]["death"]) == first_stage
 
 
 def test_every_method_goes_on_from_a_save_as_if_it_had_not_stopped(
-    method: Stages, tiny_store: Store, tmp_path: Path
+    method: Conformed, tiny_store: Store, tmp_path: Path
 ) -> None:
     plan = method.learner.recipe
     learner = Learner(plan)
@@ -245,6 +298,20 @@ def test_every_method_goes_on_from_a_save_as_if_it_had_not_stopped(
     assert {t: bits(z) for t, z in everyone(learner, tiny_store).items()} == {
         t: bits(z) for t, z in method.after[-1].items()
     }
+
+
+FORGET_FREE = {"flame", "separate", "frozen", "lora", "lora_equal", "olora", "inflora", "moral", "progressive"}
+
+
+def test_methods_on_a_frozen_backbone_change_no_earlier_logit_by_one_bit(method: Conformed) -> None:
+    name = method.learner.method.name
+    same = {
+        (stage, task): bits(logits) == bits(method.first[task])
+        for stage, after in enumerate(method.after)
+        for task, logits in after.items()
+        if method.learner.cursor(task) < stage
+    }
+    assert all(same.values()) if name in FORGET_FREE else not all(same.values()), same
 
 
 def stopped(learner: Learner, monkeypatch: pytest.MonkeyPatch, store: Store, stage: Sequence[str]) -> list[Seen]:
@@ -269,6 +336,7 @@ def context_of(learner: Learner, store: Store, tasks: Sequence[str]) -> StageCon
     names = list(dict.fromkeys(m for task in described for m in task.modalities))
     new = [store.modalities[name] for name in names if name not in learner.model.modalities]
     learner._adopt(store, new, described)
+    seed_torch(learner.recipe.seed, "initial", index)
     learner._add(index, described, names, new)
     learner.method.begin(learner.model, index, tasks, names)
     problems = {task.name: learner._problem(store, task, index) for task in described}
@@ -330,7 +398,7 @@ def test_the_gradient_of_the_penalty_is_importance_times_distance(tiny_store: St
 def test_importance_runs_over_stages_with_decay(tiny_store: Store, kind: str) -> None:
     kept = {}
     for decay in (0.0, 0.5):
-        learner = learned(tiny_store, TWO[:1], {"name": kind, "decay": decay})
+        learner = learned(tiny_store, TWO[:1], {"name": kind, "decay": decay, "samples": 8})
         assert isinstance(learner.method, Quadratic)
         first = {n: t.clone() for n, t in learner.method.importance.items()}
         context = context_of(learner, tiny_store, ("days",))
@@ -344,7 +412,7 @@ def test_importance_runs_over_stages_with_decay(tiny_store: Store, kind: str) ->
 def test_a_strong_penalty_holds_the_weights_and_none_does_not(tiny_store: Store) -> None:
     moved = {}
     for strength in (0.0, 1e6):
-        learner = learned(tiny_store, TWO[:1], {"name": "ewc", "strength": strength})
+        learner = learned(tiny_store, TWO[:1], {"name": "ewc", "strength": strength, "samples": 8})
         before = {n: p.clone() for n, p in learner.model.named_parameters()}
         weights = learner.method.importance  # type: ignore[attr-defined]
         learner.learn(tiny_store, Stage(tasks=TWO[1]))
@@ -455,3 +523,360 @@ def test_learning_without_forgetting_pulls_back_to_the_model_before_the_stage(ti
     assert model.blocks[0].pool.fc1.base.grad.any()  # type: ignore[union-attr]
     learner.method.conclude(context)
     assert learner.method.penalty(model, seen) is None
+
+
+@pytest.fixture(scope="module")
+def subspace_inputs() -> tuple[Tensor, Tensor]:
+    """Inputs (n, 6) in four directions, one of them weak, and their second moment."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 4, generator=draw) * torch.tensor([3.0, 2.0, 1.0, 0.01])
+    z = z @ torch.linalg.qr(torch.randn(6, 6, generator=draw)).Q[:4]
+    return z, z.T @ z / len(z)
+
+
+def test_a_basis_takes_as_few_directions_as_hold_the_energy(subspace_inputs: tuple[Tensor, Tensor]) -> None:
+    z, second = subspace_inputs
+    singular = torch.linalg.svdvals(z).square()
+    for threshold in (0.5, 0.9, 0.99, 0.99999999):
+        basis = extended(torch.zeros(6, 0), second, threshold)
+        shares = singular.cumsum(0) / singular.sum()
+        assert basis.shape[1] == int((shares < threshold).sum()) + 1
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), rtol=1e-5, atol=1e-5)
+        held = (z @ basis).square().sum() / z.square().sum()
+        assert float(held) >= threshold - 1e-5
+    first = torch.eye(6)[:, :2]
+    both = extended(first, second, 0.99)
+    assert torch.equal(both[:, :2], first)
+    torch.testing.assert_close(both.T @ both, torch.eye(both.shape[1]), rtol=1e-5, atol=1e-5)
+    assert float((z @ both).square().sum() / z.square().sum()) >= 0.99 - 1e-5
+
+
+def test_free_directions_avoid_the_basis_and_follow_the_inputs(subspace_inputs: tuple[Tensor, Tensor]) -> None:
+    z, second = subspace_inputs
+    basis = torch.eye(6)[:, :2]
+    rows = free_directions(basis, second, 2)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(2), rtol=1e-5, atol=1e-5)
+    assert float((rows @ basis).abs().max()) < 1e-6
+    left = torch.linalg.svd(z - z @ basis @ basis.T).Vh[:2]
+    torch.testing.assert_close((rows @ left.T).abs(), torch.eye(2), rtol=1e-3, atol=1e-3)
+    short = free_directions(torch.eye(6)[:, :5], second, 3)
+    assert torch.equal(short[1:], torch.zeros(2, 6))
+    torch.testing.assert_close(short[0].abs(), torch.eye(6)[5], rtol=1e-5, atol=1e-5)
+
+
+def _outside_of(spaces: Subspaces, name: str, part: StackedMatrix, change: Tensor) -> float:
+    """Largest entry of a change along any protected direction, as a share of its largest entry."""
+    worst = 0.0
+    for which, matrix in enumerate(change.reshape(-1, *change.shape[-2:])):
+        basis = spaces.bases.get(f"{name}|{which}")
+        if basis is not None:
+            worst = max(worst, float((matrix @ basis).abs().max()) if basis.shape[1] else 0.0)
+    return worst / max(float(change.abs().max()), 1e-12)
+
+
+def test_gradient_projection_moves_weights_only_where_old_inputs_are_not(tiny_store: Store) -> None:
+    """With strong decay and AdamW, neither of which respects a projected gradient."""
+    stages = (("block",), ("death",), ("dose", "days"))
+    learner = learned(tiny_store, stages[:2], {"name": "gpm"}, train={"weight_decay": 1.0})
+    assert isinstance(learner.method, GPM)
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    spaces = Subspaces(learner.method.spaces.bases)
+    learner.learn(tiny_store, Stage(tasks=stages[2]))
+    moved, projected = set(), 0
+    for name, part in growables(learner.model):
+        if isinstance(part, StackedMatrix) and f"{name}.base" in before:
+            change = part.base - before[f"{name}.base"]
+            rows = spaces.rows(name)
+            if rows is not None:
+                assert not change[rows > 0].any()
+            else:
+                assert _outside_of(spaces, name, part, change) < 1e-3, name
+                projected += f"{name}|0" in spaces.bases
+            moved |= {name} if change.any() else set()
+    assert "blocks.0.pool.fc1" in moved
+    assert projected > 5
+    for name, p in learner.model.named_parameters():
+        if name in before and not name.endswith(".base"):
+            assert torch.equal(p, before[name]), name
+
+
+def test_gradients_are_projected_before_the_optimizer_sees_them(tiny_store: Store) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "gpm"})
+    assert isinstance(learner.method, GPM)
+    context = context_of(learner, tiny_store, ("days",))
+    part = context.model.get_submodule("blocks.0.pool.fc1")
+    assert isinstance(part, StackedMatrix)
+    raw = torch.randn(part.shape)
+    part.base.grad = raw.clone()
+    learner.method.adjust_gradients(context.model)
+    assert part.base.grad is not None
+    for which in range(part.matrices):
+        m = learner.method.spaces.bases[f"blocks.0.pool.fc1|{which}"]
+        torch.testing.assert_close(part.base.grad[which], raw[which] - raw[which] @ m @ m.T, rtol=1e-4, atol=1e-5)
+
+
+def test_inflora_trains_one_factor_in_directions_free_of_earlier_inputs(tiny_store: Store) -> None:
+    learner = learned(tiny_store, STREAM[:2], {"name": "inflora"})
+    assert isinstance(learner.method, InfLoRA)
+    spaces = Subspaces(learner.method.spaces.bases)
+    context = context_of(learner, tiny_store, STREAM[2])
+    trainable = {n for n, p in context.model.named_parameters() if p.requires_grad}
+    assert "blocks.0.pool.fc1.delta_a" in trainable
+    assert not any(name.endswith("delta_b") for name in trainable)
+    designed = context.model.get_parameter("blocks.0.pool.fc1.delta_b").clone()
+    learner = learned(tiny_store, STREAM[:2], {"name": "inflora"})
+    learner.learn(tiny_store, Stage(tasks=STREAM[2]))
+    part = learner.model.get_submodule("blocks.0.pool.fc1")
+    assert isinstance(part, StackedMatrix)
+    update = part.slice(2)
+    assert isinstance(update, LowRank)
+    assert torch.equal(update.b, designed)
+    checked = 0
+    for name, matrix in growables(learner.model):
+        if isinstance(matrix, StackedMatrix) and 2 in matrix.stages:
+            kept = matrix.slice(2)
+            dense = kept if isinstance(kept, Tensor) else kept.dense()
+            assert _outside_of(spaces, name, matrix, dense.view(matrix.shape)) < 1e-4, name
+            checked += 1
+    assert checked > 5
+
+
+def test_the_penalty_of_o_lora_is_zero_for_orthogonal_factors(tiny_store: Store) -> None:
+    learner = learned(tiny_store, (("death",), ("days",)), {"name": "olora", "strength": 3.0, "rank": 1})
+    context = context_of(learner, tiny_store, ("codes",))
+    found = learner.method.penalty(context.model, [])
+    assert found is not None
+    expected = 0.0
+    for _, part in growables(context.model):
+        if isinstance(part, StackedMatrix) and part.delta_stage == 2 and 1 in part.stages:
+            old, new = part.slice(1), part.update()
+            if isinstance(old, LowRank) and isinstance(new, LowRank):
+                for a, b in zip(old.b.reshape(-1, part.shape[-1]), new.b.reshape(-1, part.shape[-1]), strict=True):
+                    expected += 3.0 * float((a @ b).detach()) ** 2
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+    found.backward()
+    assert context.model.get_parameter("blocks.0.pool.fc1.delta_b").grad is not None
+    for _, part in growables(context.model):
+        if isinstance(part, StackedMatrix) and part.delta_stage == 2 and 1 in part.stages:
+            old, new = part.slice(1), part.update()
+            if isinstance(old, LowRank) and isinstance(new, LowRank):
+                with torch.no_grad():
+                    along = old.b * (new.b * old.b).sum(-1, keepdim=True) / old.b.square().sum(-1, keepdim=True)
+                    new.b.sub_(along)
+    orthogonal = learner.method.penalty(context.model, [])
+    assert orthogonal is not None
+    assert orthogonal.item() < 1e-9
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_lora_at_equal_parameters_stores_as_much_as_flame_and_no_more(tiny_store: Store, rank: int) -> None:
+    """What both store is counted on models, not by the formula; every update and every copy is made to be kept."""
+
+    def stored(method: dict[str, Any]) -> tuple[int, Learner]:
+        learner = learned(tiny_store, TWO[:1], method)
+        before = {name for name, _ in growables(learner.model)}
+        context = context_of(learner, tiny_store, ("days",))
+        with torch.no_grad():
+            for p in context.model.parameters():
+                if p.requires_grad:
+                    p += 0.01 * torch.randn_like(p)
+        learner.method.commit(context.model, 1)
+        grown = [part for name, part in growables(context.model) if name in before]
+        numbers = sum(t.numel() for p in grown for n, t in p.state_dict().items() if "slice1" in n or n == "copies.1")
+        return numbers, learner
+
+    flame, _ = stored({"name": "flame", "rank": rank})
+    equal, learner = stored({"name": "lora_equal", "rank": rank})
+    steps, ranks = [], []
+    for _, part in growables(learner.model):
+        if isinstance(part, StackedMatrix) and 1 in part.stages:
+            kept = part.slice(1)
+            if isinstance(kept, LowRank):
+                ranks.append(kept.a.shape[-1])
+                steps.append(part.matrices * sum(part.shape[-2:]))
+    assert 0 <= flame - equal < max(steps)
+    assert min(ranks) >= rank
+    assert max(ranks) - min(ranks) <= 3
+    assert equal > stored({"name": "lora", "rank": rank})[0]
+
+
+def test_ranks_grow_evenly_until_nothing_more_fits() -> None:
+    shapes = {"a": torch.Size((4, 10, 6)), "b": torch.Size((8, 8)), "c": torch.Size((3, 1))}
+    # One more rank costs 64, 16 and, beyond the dense 3 numbers of c, nothing.
+    assert ranks_within(shapes, 0) == {"a": 1, "b": 1, "c": 1}
+    assert ranks_within(shapes, 64 + 16 + 3) == {"a": 1, "b": 1, "c": 1}
+    assert ranks_within(shapes, 2 * 64 + 2 * 16 + 3) == {"a": 2, "b": 2, "c": 1}
+    assert ranks_within(shapes, 2 * 64 + 3 * 16 + 3 + 15) == {"a": 2, "b": 3, "c": 1}
+    assert ranks_within(shapes, 10**6) == {"a": 6, "b": 8, "c": 1}
+
+
+def block_of(model: Flame) -> Block:
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    return block
+
+
+def moved_by(learner: Learner, store: Store, tasks: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters before and after a stage."""
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    learner.learn(store, Stage(tasks=tuple(tasks)))
+    return before, {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def test_pools_that_are_joined_equal_one_pool_that_has_all_their_experts() -> None:
+    small, large, both = (ExpertPool(e, 4, 6, 3, 0.0) for e in (2, 3, 5))
+    with torch.no_grad():
+        for name, p in both.named_parameters():
+            p.copy_(torch.cat([small.get_parameter(name), large.get_parameter(name)]))
+    for counts in ([2, 0, 3, 1, 4], [0, 0, 3, 1, 6], [5, 5, 0, 0, 0]):
+        near = torch.randn(10, 3, 4)
+        torch.testing.assert_close(Joined([small, large])(near, counts, 0), both(near, counts, 0))
+
+
+def test_gate_columns_are_scored_side_by_side_and_only_new_ones_are_added() -> None:
+    router = Router(4, 3, 2, "softmax")
+    router.add_head(0)
+    router.add_head(1, experts=5, combine="append")
+    router.add_head(3, experts=9, combine="append")
+    assert [len(head.gate) for head in (router.head(s) for s in (0, 1, 3))] == [3, 2, 4]
+    x, mask = torch.randn(6, 1, 4), torch.ones(6, 1, dtype=torch.bool)
+    router.eval()
+    for cursor, stages in ((0, (0,)), (1, (0, 1)), (2, (0, 1)), (3, (0, 1, 3))):
+        gate = torch.cat([router.head(s).gate for s in stages])
+        expected = torch.softmax(x[:, 0] @ gate.T, dim=1)
+        torch.testing.assert_close(router(x, mask, cursor).clean, expected)
+    new = Router(4, 3, 2, "softmax")
+    new.add_head(2, experts=7, combine="append")
+    assert len(new.head(2).gate) == 7
+
+
+def test_lifelong_moe_adds_experts_and_columns_and_keeps_the_old_ones(tiny_store: Store) -> None:
+    learner = learned(tiny_store, STREAM[:2], {"name": "lifelong_moe", "experts": 3}, train={"weight_decay": 1.0})
+    before, after = moved_by(learner, tiny_store, STREAM[2])
+    for name, tensor in before.items():
+        where = name.split(".")
+        if where[2] in ("pool", "columns", "routers"):
+            assert torch.equal(after[name], tensor), name
+    reached = [n for n in before if n.split(".")[2] == "layers" and n.split(".")[3] == "vitals" and n.endswith("base")]
+    assert reached
+    assert all(not torch.equal(after[name], before[name]) for name in reached)
+    for modality in ("vitals", "image", "notes"):
+        router = block_of(learner.model).routers[modality]
+        assert isinstance(router, Router)
+        assert sum(len(head.gate) for head in router.read(2)) == 4 + 2 * 3
+    assert any(not torch.equal(p, torch.zeros_like(p)) for n, p in after.items() if n.startswith("blocks.0.columns.2"))
+
+
+def test_a_progressive_column_adds_what_earlier_columns_say_through_its_adapters(tiny_store: Store) -> None:
+    learner = learned(tiny_store, STREAM, {"name": "progressive", "experts": 3})
+    block = block_of(learner.model.eval())
+    z = Sequences(torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool))
+    for name, cursor in (("vitals", 2), ("image", 2), ("image", 1)):
+        got, routing = block._mix({name: z}, cursor)
+        said: list[Tensor] = []
+        for stage in range(cursor + 1):
+            if not block.routes(name, stage):
+                said.append(torch.zeros_like(z.x))
+                continue
+            column = block.columns[str(stage)] if stage else None
+            pool = block.pool if column is None else column.pool
+            assert isinstance(pool, ExpertPool)
+            y = mixture({name: z}, {name: block.route(name, z, stage)}, pool, stage)[name]
+            if column is not None:
+                down, up = column.down, column.up
+                assert isinstance(down, StackedLinear)
+                assert isinstance(up, StackedLinear)
+                y = y + up(torch.nn.functional.gelu(down(torch.cat(said, -1), stage)), stage)
+            said.append(y)
+        torch.testing.assert_close(got[name], said[-1])
+        assert routing[name].clean.shape[1] == 3
+    assert not block.routes("vitals", 1)
+
+
+def test_low_rank_experts_equal_a_loop_over_steps(tiny_store: Store) -> None:
+    learner = learned(tiny_store, STREAM, {"name": "moral", "experts": 3, "rank": 2})
+    block = block_of(learner.model.eval())
+    z = Sequences(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
+    assert block.pool is not None
+    frozen = mixture({"notes": z}, {"notes": block.route("notes", z, 2)}, block.pool, 2)["notes"]
+    first, second = block.columns["1"], block.columns["2"]
+    assert isinstance(first, LowRankExperts)
+    assert isinstance(second, LowRankExperts)
+    assert first.a.base.any()
+    expected = frozen.clone()
+    for n in range(2):
+        for t in range(3):
+            x = z.x[n, t]
+            scores = second.gate.base @ x
+            assert len(scores) == 6
+            best = scores.argsort(descending=True)[:2]
+            weights = torch.softmax(scores[best], dim=0)
+            for weight, i in zip(weights, best.tolist(), strict=True):
+                owner, place = (first, i) if i < 3 else (second, i - 3)
+                expected[n, t] += weight * (owner.a.base[place] @ (owner.b.base[place] @ x))
+    torch.testing.assert_close(block._mix({"notes": z}, 2)[0]["notes"], expected)
+
+
+def test_low_rank_experts_change_nothing_before_they_are_trained(tiny_store: Store) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "moral"})
+    context = context_of(learner, tiny_store, ("days",))
+    block = block_of(context.model.eval())
+    z = Sequences(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
+    assert block.pool is not None
+    plain = mixture({"vitals": z}, {"vitals": block.route("vitals", z, 1)}, block.pool, 1)
+    torch.testing.assert_close(block._mix({"vitals": z}, 1)[0]["vitals"], plain["vitals"], rtol=0, atol=0)
+
+
+def test_the_divergence_of_gaussians_is_its_closed_form_and_grows_with_distance() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4000, 1, generator=draw), 2.0 * torch.randn(4000, 1, generator=draw) + 3.0
+    # KL(p||q) + KL(q||p) of N(0, 1) and N(3, 4): (1/4 + 4 + 9 (1 + 1/4)) / 2 - 1
+    assert float(divergence([a, b])) == pytest.approx((0.25 + 4 + 9 * 1.25) / 2 - 1, rel=0.1)
+    near = [torch.randn(200, 3, generator=draw) for _ in range(3)]
+    far = [x + 2.0 * i for i, x in enumerate(near)]
+    assert float(divergence(far)) > 5 * float(divergence(near)) > 0
+    pairs = [float(divergence([far[i], far[j]])) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert float(divergence(far)) == pytest.approx(float(np.mean(pairs)))
+    assert float(divergence([near[0], near[0][:1]])) == 0.0
+
+
+def test_seed_trains_the_expert_that_separates_best_and_no_other(tiny_store: Store) -> None:
+    """Planted: all experts but one say the same of every sample."""
+    learner = learned(tiny_store, TWO[:1], {"name": "seed"}, train={"weight_decay": 1.0})
+    pool = block_of(learner.model).pool
+    assert pool is not None
+    with torch.no_grad():
+        pool.fc2.base[[0, 1, 3]] = 0.0
+    before, after = moved_by(learner, tiny_store, ("days",))
+    assert isinstance(learner.method, SEED)
+    assert learner.method.chosen == {1: (2,)}
+    for name, tensor in before.items():
+        if name.startswith("blocks.0.pool."):
+            assert torch.equal(after[name][[0, 1, 3]], tensor[[0, 1, 3]]), name
+        elif ".pool." not in name:
+            assert torch.equal(after[name], tensor), name
+    assert not torch.equal(after["blocks.0.pool.fc1.base"][2], before["blocks.0.pool.fc1.base"][2])
+    assert not torch.equal(after["blocks.0.pool.fc2_bias.copies.0"][2], before["blocks.0.pool.fc2_bias.copies.0"][2])
+
+
+def test_a_separate_model_does_not_depend_on_what_was_learned_before(tiny_store: Store) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "separate"})
+    other = learned(tiny_store, (("stage",),), {"name": "separate"})
+    for one in (learner, other):
+        one.learn(tiny_store, Stage(tasks=("days",)))
+    assert bits(everyone(learner, tiny_store)["days"]) == bits(everyone(other, tiny_store)["days"])
+    assert "days" not in learner.model.heads
+    assert "image" not in learner.model.paths
+    own = learner.model.apart["days"]
+    assert isinstance(own, Flame)
+    size = sum(p.stored_parameters for p in footprint(learner.model))
+    assert size == sum(t.numel() for t in learner.model.state_dict().values())
+    assert size > sum(t.numel() for t in own.state_dict().values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["progressive", "moral", "lifelong_moe", "seed"])
+def test_methods_of_experts_refuse_a_model_without_routers(tiny_store: Store, kind: str) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": kind}, model={"preset": "no_moe"})
+    with pytest.raises(RecipeError, match=f"the method '{kind}' .* preset 'no_moe'"):
+        learner.learn(tiny_store, Stage(tasks=("days",)))

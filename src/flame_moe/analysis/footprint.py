@@ -44,11 +44,12 @@ class PartSize(NamedTuple):
 
 def footprint(model: Flame) -> list[PartSize]:
     """Sizes of the parts, in the order of `PARTS`; a part that does not exist has size 0."""
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    networks = model.networks()
+    blocks = [block for network in networks for block in network.blocks if isinstance(block, Block)]
     owners: dict[str, list[nn.Module]] = {
-        "encoders": [model.paths],
-        "heads": [model.heads],
-        "experts": [block.pool for block in blocks if block.pool is not None],
+        "encoders": [network.paths for network in networks],
+        "heads": [network.heads for network in networks],
+        "experts": [p for block in blocks for p in (block.pool, block.columns) if p is not None],
         "attention": [block.layers for block in blocks],
         "routers": [block.routers for block in blocks],
     }

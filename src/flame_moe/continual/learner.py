@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -325,12 +325,8 @@ class Learner:
             {**self.preprocessor.scalers, **scalers}, {**self.preprocessor.labels, **labels}
         )
 
-    def _add(self, index: int, tasks: list[Task], modalities: Any, new: list[Modality]) -> None:
-        for modality in new:
-            self.model.add_modality(modality, index)
-        self.method.add_routers(self.model, index, modalities, [m.name for m in new])
-        for task in tasks:
-            self.model.add_task(task)
+    def _add(self, index: int, tasks: list[Task], modalities: Sequence[str], new: list[Modality]) -> None:
+        self.method.add(self.model, index, tasks, modalities, new)
 
     def _context(
         self,
@@ -407,9 +403,11 @@ def resolve_task(recipe: Recipe, store: Store, name: str) -> Task:
 def part_of(name: str) -> str:
     """Which part of the model a parameter belongs to: encoders, experts, attention, routers or heads."""
     where = name.split(".")
+    if where[0] == "apart":
+        where = where[2:]
     if where[0] in ("paths", "heads"):
         return {"paths": "encoders", "heads": "heads"}[where[0]]
-    return {"pool": "experts", "layers": "attention", "routers": "routers"}[where[2]]
+    return {"pool": "experts", "columns": "experts", "layers": "attention", "routers": "routers"}[where[2]]
 
 
 def _files(modality: Modality) -> Mapping[str, str] | None:

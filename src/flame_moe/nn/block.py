@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -64,6 +65,16 @@ class ModalityLayer(nn.Module):
         self.between = StackedNorm(config.width, stage=stage) if routed else None
 
 
+class Column(nn.Module, ABC):
+    """What a stage adds to a block beside its pool (`nn.columns`)."""
+
+    @abstractmethod
+    def mix(
+        self, block: Block, ready: Mapping[str, Sequences], cursor: int
+    ) -> tuple[dict[str, Tensor], dict[str, Routing]]:
+        """What the experts make of every modality, (n, T, d), and where its sequences went."""
+
+
 class Block(nn.Module):
     """One block. Modalities meet in the shared experts and nowhere else; the head fuses them.
 
@@ -77,6 +88,7 @@ class Block(nn.Module):
         self.config, self.preset = config, PRESETS[config.preset]
         self.layers = nn.ModuleDict()
         self.routers = nn.ModuleDict()
+        self.columns = nn.ModuleDict()
         self.pool: ExpertPool | None = None
         if self.preset.experts != "none":
             size = config.top_k if self.preset.experts == "dense" else config.experts
@@ -86,7 +98,7 @@ class Block(nn.Module):
         """Norms and attention of a modality that first appears at `stage`."""
         self.layers[name] = ModalityLayer(self.config, stage)
 
-    def add_router_head(self, name: str, stage: int) -> None:
+    def add_router_head(self, name: str, stage: int, *, experts: int | None = None, combine: str = "own") -> None:
         """A router head for the tasks of `stage` on this modality (one for all with a shared router)."""
         if self.preset.experts != "routed":
             return
@@ -97,10 +109,23 @@ class Block(nn.Module):
         router = self.routers[key]
         assert isinstance(router, Router)
         if str(stage) not in router.heads:
-            router.add_head(stage)
+            router.add_head(stage, experts=experts, combine=combine)
 
     def forward(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Sequences], dict[str, Routing]]:
         """Transform every modality's sequences; also returns where they were routed."""
+        rate = self.config.dropout
+        attended, ready = self.attend(inputs, cursor)
+        if self.pool is None:
+            return {name: Sequences(attended[name], inputs[name].mask) for name in inputs}, {}
+        mixed, routings = self._mix(ready, cursor)
+        out: dict[str, Sequences] = {}
+        for name, y in mixed.items():
+            y = F.dropout(y, rate, self.training)
+            out[name] = Sequences(attended[name] + y if self.preset.residual else y, inputs[name].mask)
+        return out, routings if self.preset.experts == "routed" else {}
+
+    def attend(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Tensor], dict[str, Sequences]]:
+        """Every modality after its attention, and what of it goes to the experts."""
         rate = self.config.dropout
         attended: dict[str, Tensor] = {}
         ready: dict[str, Sequences] = {}
@@ -111,17 +136,29 @@ class Block(nn.Module):
             attended[name] = x + a if self.preset.residual else a
             if layer.between is not None:
                 ready[name] = Sequences(layer.between(attended[name], cursor), mask)
-        if self.pool is None:
-            return {name: Sequences(attended[name], inputs[name].mask) for name in inputs}, {}
-        routings = {name: self._route(name, z, cursor) for name, z in ready.items()}
-        mixed = mixture(ready, routings, self.pool, cursor)
-        out: dict[str, Sequences] = {}
-        for name, y in mixed.items():
-            y = F.dropout(y, rate, self.training)
-            out[name] = Sequences(attended[name] + y if self.preset.residual else y, inputs[name].mask)
-        return out, routings if self.preset.experts == "routed" else {}
+        return attended, ready
 
-    def _route(self, name: str, z: Sequences, cursor: int) -> Routing:
+    def columns_until(self, cursor: int) -> dict[int, Column]:
+        """The columns that a task with this cursor may read, by stage, in order."""
+        found = {int(stage): column for stage, column in self.columns.items() if int(stage) <= cursor}
+        return {stage: column for stage, column in sorted(found.items()) if isinstance(column, Column)}
+
+    def routes(self, name: str, stage: int) -> bool:
+        """Whether a modality has a router head of this very stage."""
+        router = self.routers[self._router_key(name)]
+        assert isinstance(router, Router)
+        return str(stage) in router.heads
+
+    def _mix(self, ready: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Tensor], dict[str, Routing]]:
+        assert self.pool is not None
+        columns = self.columns_until(cursor)
+        if columns:
+            return columns[max(columns)].mix(self, ready, cursor)
+        routings = {name: self.route(name, z, cursor) for name, z in ready.items()}
+        return mixture(ready, routings, self.pool, cursor), routings
+
+    def route(self, name: str, z: Sequences, cursor: int) -> Routing:
+        """Where a modality's sequences go."""
         if self.preset.experts == "routed":
             return self.routers[self._router_key(name)](z.x, z.mask, cursor)
         n, k = len(z.x), self.config.top_k

@@ -81,6 +81,29 @@ class ExpertPool(nn.Module):
         return torch.cat(out)
 
 
+class Joined:
+    """Several pools as one, their experts numbered one pool after the other."""
+
+    def __init__(self, pools: Sequence[ExpertPool]) -> None:
+        self.pools, self.kernel = pools, pools[0].kernel
+        self.experts = sum(pool.experts for pool in pools)
+
+    @property
+    def observed(self) -> bool:
+        """Whether somebody gathers the inputs of any of them."""
+        return any(pool.observed for pool in self.pools)
+
+    def __call__(self, near_RkD: Tensor, counts: Sequence[int], cursor: int, there_R: Tensor | None = None) -> Tensor:
+        """See `ExpertPool.forward`."""
+        sizes = [pool.experts for pool in self.pools]
+        shares = [list(counts[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes))]
+        rows = [sum(share) for share in shares]
+        near = near_RkD.split(rows)
+        there = [None] * len(rows) if there_R is None else there_R.split(rows)
+        parts = zip(self.pools, near, shares, there, strict=True)
+        return torch.cat([pool(x, share, cursor, mask) for pool, x, share, mask in parts if len(x)])
+
+
 def _uniform(experts: int, width: int, fan_in: int) -> Tensor:
     limit = 1.0 / math.sqrt(fan_in)
     return torch.empty(experts, width).uniform_(-limit, limit)

@@ -97,10 +97,13 @@ class RouterHead(nn.Module):
         width: d.
         experts: E.
         zero: start with all experts tied, as the published code does; default small random weights.
+        combine: "own": its tasks read this head alone; "append": this head scores the experts that come after those of
+            the heads before it, and its tasks read all of them side by side.
     """
 
-    def __init__(self, width: int, experts: int, *, zero: bool = False) -> None:
+    def __init__(self, width: int, experts: int, *, zero: bool = False, combine: str = "own") -> None:
         super().__init__()
+        self.combine = combine
         self.query = nn.Parameter(torch.randn(width))
         start = torch.zeros(experts, width) if zero else torch.randn(experts, width) * width**-0.5
         self.gate = nn.Parameter(start)
@@ -118,9 +121,18 @@ class Router(nn.Module):
         self.width, self.experts, self.k, self.gate, self.zero = width, experts, k, gate, zero
         self.heads = nn.ModuleDict()
 
-    def add_head(self, stage: int) -> None:
-        """A fresh head for the tasks of `stage`; heads of earlier stages are not touched."""
-        self.heads[str(stage)] = RouterHead(self.width, self.experts, zero=self.zero)
+    def add_head(self, stage: int, *, experts: int | None = None, combine: str = "own") -> None:
+        """A fresh head for the tasks of `stage` (see `RouterHead`); heads of earlier stages are not touched.
+
+        Args:
+            stage: whose tasks read it.
+            experts: how many there are to choose from; default those of the pool. With "append" the heads so far have
+                scored the first of them, and the new head scores the rest.
+            combine: see `RouterHead`.
+        """
+        scored = sum(len(head.gate) for head in self.read(stage)) if combine == "append" and self.heads else 0
+        rows = (self.experts if experts is None else experts) - scored
+        self.heads[str(stage)] = RouterHead(self.width, rows, zero=self.zero, combine=combine)
 
     def head(self, cursor: int) -> RouterHead:
         """The head of the greatest stage <= cursor."""
@@ -128,11 +140,25 @@ class Router(nn.Module):
         assert isinstance(head, RouterHead)
         return head
 
+    def read(self, cursor: int) -> list[RouterHead]:
+        """The heads that a task with this cursor reads, in order: its own, or all up to it where they are combined."""
+        own = self.head(cursor)
+        if own.combine == "own":
+            return [own]
+        return [self.head(stage) for stage in sorted(int(s) for s in self.heads) if stage <= cursor]
+
     def forward(self, x: Tensor, mask: Tensor, cursor: int) -> Routing:
         """(n, T, d), (n, T) -> Routing of n sequences."""
-        head = self.head(cursor)
+        heads = self.read(cursor)
         with torch.autocast(x.device.type, enabled=False):
-            pooled = temporal_attention_pool(x.float(), mask, head.query)
-            clean = GATES[self.gate](pooled, head.gate)
-            sigma = F.softplus(pooled @ head.noise.T) + _NOISE_FLOOR if self.training else None
-            return noisy_top_k(clean, sigma, self.k)
+            pooled = [temporal_attention_pool(x.float(), mask, head.query) for head in heads]
+            clean = _beside([GATES[self.gate](p, head.gate) for p, head in zip(pooled, heads, strict=True)])
+            sigma = None
+            if self.training:
+                noise = _beside([p @ head.noise.T for p, head in zip(pooled, heads, strict=True)])
+                sigma = F.softplus(noise) + _NOISE_FLOOR
+            return noisy_top_k(clean, sigma, min(self.k, clean.shape[1]))
+
+
+def _beside(logits: list[Tensor]) -> Tensor:
+    return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)

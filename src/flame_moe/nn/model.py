@@ -67,6 +67,7 @@ class Flame(nn.Module):
         self.paths = nn.ModuleDict()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.heads = nn.ModuleDict()
+        self.apart = nn.ModuleDict()
 
     def add_modality(self, modality: Modality, stage: int) -> None:
         """Encoder, attention and norms for a modality that first appears at `stage`."""
@@ -77,15 +78,19 @@ class Flame(nn.Module):
 
     def start_from(self, modality: str, weights: Mapping[str, Tensor]) -> None:
         """Put pre-trained weights into the encoder of a modality of kind tokens, strictly."""
-        encoder = self._path(modality).encoder
-        assert isinstance(encoder, TokenEncoder)
-        encoder.reader.module.load_state_dict(weights, strict=True)
+        for network in self.networks():
+            if modality in network.paths:
+                encoder = network._path(modality).encoder
+                assert isinstance(encoder, TokenEncoder)
+                encoder.reader.module.load_state_dict(weights, strict=True)
 
-    def add_router_heads(self, modalities: Iterable[str], stage: int) -> None:
-        """Router heads of `stage` for these modalities, in every block."""
+    def add_router_heads(
+        self, modalities: Iterable[str], stage: int, *, experts: int | None = None, combine: str = "own"
+    ) -> None:
+        """Router heads of `stage` for these modalities, in every block (see `nn.gating.Router.add_head`)."""
         for name in modalities:
             for block in self._blocks():
-                block.add_router_head(name, stage)
+                block.add_router_head(name, stage, experts=experts, combine=combine)
 
     def add_task(self, task: Task) -> None:
         """A head for a task; its modalities must be there.
@@ -102,6 +107,20 @@ class Flame(nn.Module):
         readout = self.config.readout if self.preset.readout is None else self.preset.readout
         self.heads[task.name] = Head(task, self.config.width, readout, self.config.dropout)
 
+    def add_apart(self, task: Task, stage: int) -> None:
+        """A network of its own for a task, from scratch, with all of the task's modalities; they must be known."""
+        own = Flame(self.config)
+        for name in task.modalities:
+            own.add_modality(self.modalities[name], stage)
+        own.add_router_heads(task.modalities, stage)
+        own.add_task(task)
+        self.tasks[task.name] = task
+        self.apart[task.name] = own
+
+    def networks(self) -> list[Flame]:
+        """This network and those that tasks have for themselves."""
+        return [self, *(own for own in self.apart.values() if isinstance(own, Flame))]
+
     def forward(self, batch: FlexiBatch, cursor: int) -> Output:
         """Logits of the batch's task, read at the weights of stage `cursor`.
 
@@ -111,6 +130,9 @@ class Flame(nn.Module):
         task = self.tasks.get(batch.task)
         if task is None:
             raise RecipeError(f"the model has no task '{batch.task}'", mend=nearest(batch.task, self.tasks))
+        if batch.task in self.apart:
+            out: Output = self.apart[batch.task](batch, cursor)
+            return out
         names = [name for name in task.modalities if name in batch.modalities]
         state = {name: self._enter(name, batch, cursor) for name in names}
         routings: list[dict[str, Routing]] = []
@@ -121,6 +143,14 @@ class Flame(nn.Module):
         rows = {name: batch.modalities[name].rows for name in names}
         logits = self.heads[task.name](state, rows, batch.size)
         return Output(logits, self._auxiliary(task, routings, logits), tuple(routings))
+
+    def before_experts(self, batch: FlexiBatch, cursor: int) -> Iterator[tuple[Block, dict[str, Sequences]]]:
+        """What each block gives to its experts, modality -> Sequences, block after block."""
+        names = [name for name in self.tasks[batch.task].modalities if name in batch.modalities]
+        state = {name: self._enter(name, batch, cursor) for name in names}
+        for block in self._blocks():
+            yield block, block.attend(state, cursor)[1]
+            state = block(state, cursor)[0]
 
     def growables(self, modalities: Iterable[str]) -> Iterator[tuple[str, Growable]]:
         """Everything that can grow and that tasks on these modalities reach: shared experts, their paths, attention."""

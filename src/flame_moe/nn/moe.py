@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_moe.nn.experts import ExpertPool
+from flame_moe.nn.experts import ExpertPool, Joined
 from flame_moe.nn.gating import Routing
 
 
@@ -85,7 +85,7 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
 
 
 def mixture(
-    inputs: Mapping[str, Sequences], routings: Mapping[str, Routing], pool: ExpertPool, cursor: int
+    inputs: Mapping[str, Sequences], routings: Mapping[str, Routing], pool: ExpertPool | Joined, cursor: int
 ) -> dict[str, Tensor]:
     """Send every sequence through its experts and add up what they say, weighted by the gates.
 

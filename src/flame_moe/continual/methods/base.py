@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flame_moe.errors import CheckpointError, RecipeError
 from flame_moe.nn.model import Flame
-from flame_moe.schema import MethodConfig
+from flame_moe.schema import MethodConfig, Modality, Task
 from flame_moe.training.hooks import Hooks
 from flame_moe.training.problem import Problem
 
@@ -97,15 +97,15 @@ class MethodState:
 class Method(Hooks, ABC):
     """One continual-learning method.
 
-    A stage goes: `add_routers`, `begin` (what trains), `prepare`, training of whatever requires a gradient with the
-    calls of `Hooks` in each step, `conclude`, `commit`. The first stage is learned alike by every method: everything
-    trains, and hooks do nothing. What a method remembers changes in `prepare` and `conclude` only, so that a stage
-    that is taken up again after a crash ends as if it had not stopped.
+    A stage goes: `add` (with `add_routers`), `begin` (what trains), `prepare`, training of whatever requires a gradient
+    with the calls of `Hooks` in each step, `conclude`, `commit`. The first stage is learned alike by every method:
+    everything trains, and hooks do nothing. What a method remembers changes in `prepare` and `conclude` only, so that a
+    stage that is taken up again after a crash ends as if it had not stopped.
 
     Attributes:
         name: in recipes.
-        keys: of `MethodConfig` that this method reads, with `defaults`; any other is refused.
-        defaults: the method's own values of keys that are left out.
+        keys: of `MethodConfig` that this method reads and may share with others (a rank).
+        defaults: further keys that it reads, with its own values where they are left out; all others are refused.
         rereads: whether all training samples of earlier tasks may be read again.
         grid: settings among which validation chooses; as many for every method.
         memory: task -> ids of its training samples that may be read again.
@@ -127,8 +127,26 @@ class Method(Hooks, ABC):
         given: float | None = getattr(self.config, key)
         return self.defaults[key] if given is None else given
 
+    def add(
+        self, model: Flame, stage: int, tasks: Sequence[Task], modalities: Sequence[str], new: Sequence[Modality]
+    ) -> None:
+        """Add everything that a stage gets: new modalities, router heads, task heads. Also called to read a checkpoint.
+
+        Args:
+            model: the network.
+            stage: its index.
+            tasks: learned in it.
+            modalities: all that they read.
+            new: those that appear for the first time.
+        """
+        for modality in new:
+            model.add_modality(modality, stage)
+        self.add_routers(model, stage, modalities, [modality.name for modality in new])
+        for task in tasks:
+            model.add_task(task)
+
     @abstractmethod
-    def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
+    def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
         """Add the router heads that a stage gets.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from flame_moe.continual.methods.base import Commit, Method
@@ -25,7 +25,7 @@ class FlameCL(Method):
     name: ClassVar[str] = "flame"
     keys: ClassVar[tuple[str, ...]] = ("rank",)
 
-    def add_routers(self, model: Flame, stage: int, modalities: Iterable[str], new: Iterable[str]) -> None:
+    def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
         model.add_router_heads(modalities, stage)
 
     def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:

@@ -1,0 +1,71 @@
+"""InfLoRA: the input directions of a stage's factors are chosen before it trains, where earlier tasks have none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from flame_moe.continual.methods.base import MethodState, Setting, StageContext, over
+from flame_moe.continual.methods.frozen import unfreeze
+from flame_moe.continual.methods.lora import LoRA
+from flame_moe.continual.moments import Moment, gather
+from flame_moe.continual.subspace import Subspaces, free_directions
+from flame_moe.nn.model import Flame
+from flame_moe.nn.slices import LowRank
+from flame_moe.nn.stacked import StackedMatrix
+from flame_moe.schema import MethodConfig
+
+
+class InfLoRA(LoRA):
+    """LoRA with B fixed: its rows are the directions in which the stage's own inputs have most energy, outside the
+    space that holds a share `threshold` of the energy of earlier stages' inputs (Liang and Li 2024, arXiv 2404.00228;
+    that space is kept as in gradient projection memory, without the paper's dual for large ones). Only A trains.
+
+    Tables of embeddings stay frozen: their inputs are rows, of which none can be picked without being changed.
+    """
+
+    name: ClassVar[str] = "inflora"
+    defaults: ClassVar[Mapping[str, float]] = {"threshold": 0.95}
+    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.95, 0.99)
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.spaces = Subspaces()
+
+    def prepare(self, context: StageContext) -> None:
+        if context.stage == 0:
+            return
+        modules = context.model.named_modules()
+        growing = {n: p for n, p in modules if isinstance(p, StackedMatrix) and p.delta_stage == context.stage}
+        moments = _inputs(context, growing)
+        for name, part in growing.items():
+            moment = moments.get(name)
+            if moment is None or moment.one_hot:
+                part.compress(None)
+                continue
+            *lead, out, width = part.shape
+            rank = self._ranks[name]
+            bases = [self.spaces.bases.get(f"{name}|{which}") for which in range(part.matrices)]
+            rows = [free_directions(m, c.cpu(), rank) for m, c in zip(bases, moment.second, strict=True)]
+            part.compress(LowRank(torch.zeros(*lead, out, rank), torch.stack(rows).view(*lead, rank, width)))
+        unfreeze(context.model, context.stage, context.tasks)
+        for part in growing.values():
+            if part.delta_stage is not None:
+                part.get_parameter("delta_b").requires_grad_(False)
+
+    def conclude(self, context: StageContext) -> None:
+        self.spaces.extend(_inputs(context, None), self.value("threshold"))
+
+    def state(self) -> MethodState:
+        return MethodState(dict(self.spaces.bases))
+
+    def restore(self, model: Flame, state: MethodState) -> None:
+        self.spaces = Subspaces(state.tensors)
+        self.spaces.check(model)
+
+
+def _inputs(context: StageContext, names: Mapping[str, StackedMatrix] | None) -> dict[str, Moment]:
+    batches = (batch for problem in context.problems.values() for batch in problem.train.batches(None))
+    return gather(context.model, batches, context.stage, names)
