@@ -336,15 +336,6 @@ def test_absent_tables_leave_their_modalities_out_and_the_funnel_says_so(tmp_pat
         assert funnel.counts[text] == 1, text
 
 
-def test_only_the_tasks_that_are_named_are_made(tmp_path: Path) -> None:
-    folder = release(tmp_path)
-    assert [t.name for t in SOURCE.describe(folder, EicuOptions(tasks=("los", "mortality")))[1]] == ["mortality", "los"]
-    found, _ = samples(folder, tasks=["los"])
-    assert [list(sample.targets) for sample in found.values()] == [["los"], ["los"]]
-    with pytest.raises(DataError, match=r"unknown task 'mortalty' \[option tasks\]. Did you mean 'mortality'"):
-        SOURCE.describe(folder, EicuOptions(tasks=("mortalty",)))
-
-
 def test_new_patients_without_any_discharge_column_can_be_scored(tmp_path: Path) -> None:
     lines = (write_release(tmp_path / "full", TABLES) / "patient.csv").read_text().splitlines()
     dropped = ("unitdischargeoffset", "unitdischargestatus", "hospitaldischargeyear")

@@ -56,6 +56,32 @@ def test_nothing_is_lost_or_left_when_something_is_wrong(tmp_path: Path) -> None
     assert hashes(Store.open(out)) != kept
 
 
+def test_only_the_tasks_that_are_named_are_kept_and_nothing_else_changes(tmp_path: Path) -> None:
+    whole = prepare("digits", None, tmp_path / "whole")
+    part = prepare("digits", None, tmp_path / "part", tasks=["slant", "digit"])
+    assert list(part.tasks) == [name for name in whole.tasks if name in ("slant", "digit")]
+    left_out = {name for name in hashes(whole) if name.startswith("tasks/")} - hashes(part).keys()
+    assert len(left_out) == len(whole.tasks) - 2
+    assert hashes(part) == {name: digest for name, digest in hashes(whole).items() if name not in left_out}
+    with pytest.raises(DataError, match=r"unknown task 'digits'. Did you mean 'digit'"):
+        prepare("digits", None, tmp_path / "none", tasks=["digits"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_label_that_is_constant_names_the_way_out_and_the_way_out_works(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    rows = "".join(f"{i},{i % 5},{i % 2},0\n" for i in range(60))
+    (tmp_path / "raw" / "samples.csv").write_text(f"id,x,sick,died\n{rows}")
+    (tmp_path / "raw" / "flame.toml").write_text(
+        '[samples]\nfile = "samples.csv"\nid = "id"\n[modalities.basics]\nkind = "table"\nfile = "samples.csv"\n'
+        'columns = ["x"]\n[tasks.sick]\nkind = "binary"\ncolumn = "sick"\n[tasks.died]\nkind = "binary"\n'
+        'column = "died"\n'
+    )
+    with pytest.raises(DataError, match=r"the label is .* in all \d+ training samples \[task 'died'\].*--task"):
+        prepare("folder", tmp_path / "raw", tmp_path / "s")
+    assert list(prepare("folder", tmp_path / "raw", tmp_path / "s", tasks=["sick"]).tasks) == ["sick"]
+
+
 def test_new_records_all_go_to_the_test_split(tmp_path: Path) -> None:
     store = prepare("clinic", None, tmp_path / "s", options={**SMALL, "samples": 5}, require_labels=False)
     assert len(store.indices(split="test")) == len(store) == 5

@@ -111,6 +111,7 @@ def prepare(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the source. Repeatable.")
     ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Keep only this task. Repeatable.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
 ) -> None:
     """Read raw data into a sample store, and show what was kept, how it is labelled and what is missing.
@@ -119,6 +120,7 @@ def prepare(
     Examples:
       flame prepare physionet2012 raw/physionet2012 stores/physionet2012
       flame prepare digits stores/digits --option missing=0.3
+      flame prepare eicu raw/eicu stores/eicu --task mortality --task los
 
     RAW_DIR is left out (or "-") for sources that need none.
     """
@@ -132,7 +134,7 @@ def prepare(
     raw = places[0] if len(places) == 2 and str(places[0]) != "-" else None
     options = dict(parse_assignment(text) for text in option or ())
     with waiting(_errors(), f"reading {source}") as say:
-        store = prepare_store(source, raw, places[-1], options=options, overwrite=overwrite, say=say)
+        store = prepare_store(source, raw, places[-1], options=options, tasks=task, overwrite=overwrite, say=say)
     show_store(output(), store)
     typer.echo(f"Store: {places[-1]}")
 

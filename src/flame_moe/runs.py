@@ -105,7 +105,8 @@ def open_store(recipe: Recipe, store: Store | str | Path | None = None, *, make:
         raise RecipeError("the recipe names no store", where="data.store", mend="Name a folder, or give --store.")
     if Path(place).exists() or not make:
         return Store.open(place)
-    return prepare(recipe.data.source, recipe.data.raw, place, options=recipe.data.options)
+    data = recipe.data
+    return prepare(data.source, data.raw, place, options=data.options, tasks=data.tasks)
 
 
 def run(

@@ -216,6 +216,7 @@ class DataConfig(Description):
     raw: str | None = None
     store: str | None = None
     options: dict[str, Any] = {}
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
 
 
 class ModelConfig(Description):

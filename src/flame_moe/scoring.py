@@ -119,7 +119,7 @@ def _store_to_score(learner: Learner, data: Path, scratch: Path) -> Store:
     if (data / MANIFEST).is_file():
         return Store.open(data)
     config = learner.recipe.data
-    return prepare(config.source, data, scratch, options=config.options, require_labels=False)
+    return prepare(config.source, data, scratch, options=config.options, tasks=config.tasks, require_labels=False)
 
 
 def _predict_task(learner: Learner, store: Store, name: str, split: str | None) -> pl.DataFrame | None:

@@ -12,6 +12,7 @@ from flame_moe.errors import DataError
 from flame_moe.schema import SPLITS, Task
 
 Targets = NDArray[np.float32]
+_NAME_OTHERS = "name those to keep with --task, or data.tasks in a recipe"
 
 
 def labelled(target: Targets) -> NDArray[np.bool_]:
@@ -67,7 +68,7 @@ def refuse_unlearnable(target: Targets, task: Task, splits: NDArray[np.int8], ne
     known = labelled(target)
     for split in needed:
         if not (known & (splits == SPLITS.index(split))).any():
-            mend = "Give more samples, another split seed, or leave the task out."
+            mend = f"Give more samples, another split seed, or leave the task out: {_NAME_OTHERS}."
             raise DataError(f"no sample of the {split} split has a label", where=where, mend=mend)
     train = target[known & (splits == SPLITS.index("train"))]
     constant = (train == train[0]).all(axis=0)
@@ -79,5 +80,5 @@ def refuse_unlearnable(target: Targets, task: Task, splits: NDArray[np.int8], ne
     value = f"{train[0, column]:g}"
     if not named:
         value = f"'{task.classes[int(train[0, 0])]}'"
-    mend = "Nothing can be learned from it: give more samples, or leave it out."
+    mend = f"Nothing can be learned from it: give more samples, or leave the task out: {_NAME_OTHERS}."
     raise DataError(f"{what} is {value} in all {len(train)} training samples", where=where, mend=mend)

@@ -43,8 +43,6 @@ class EicuOptions(Description):
         text: how a note becomes a vector.
         apache: whether to read the APACHE variables; needs hours >= 24, because they are the worst of 24 hours.
         hospital: whether the static table says beds and teaching status of the hospital.
-        tasks: names of the tasks of the store; all that can be made if none is named. Leave out one that a small
-            release has no positives of.
         yaib: folder with tasks and hourly series that YAIB made of the same stays; looked for below the raw folder
             if not given.
         seed: decides the split.
@@ -73,7 +71,6 @@ class EicuOptions(Description):
     text: TextOptions = TextOptions()
     apache: bool = True
     hospital: bool = False
-    tasks: tuple[str, ...] = ()
     yaib: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 

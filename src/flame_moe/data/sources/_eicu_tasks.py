@@ -6,23 +6,13 @@ from typing import Any
 
 from flame_moe.data.sources._eicu_options import EicuOptions
 from flame_moe.data.sources._eicu_yaib import Label
-from flame_moe.errors import DataError, nearest
 from flame_moe.schema import Task
 
 
 def tasks_of(options: EicuOptions, modalities: tuple[str, ...], labels: tuple[Label, ...]) -> tuple[Task, ...]:
-    """Three tasks, and those of YAIB whose labels are there, or those that are named; each reads every modality.
-
-    Raises:
-        DataError: if a task is named that there is not.
-    """
+    """Three tasks, and those of YAIB whose labels are there; each reads every modality."""
     described = [_mortality(options), _readmission(options), _los(options)]
     described += [{"name": label.task, **_yaib(options)[label.task]} for label in labels]
-    names = [each["name"] for each in described]
-    for name in options.tasks:
-        if name not in names:
-            raise DataError(f"unknown task '{name}'", where="option tasks", mend=nearest(name, names))
-    described = [each for each in described if not options.tasks or each["name"] in options.tasks]
     return tuple(Task.parse({**each, "modalities": modalities}, where=f"tasks.{each['name']}") for each in described)
 
 

@@ -37,7 +37,7 @@ def describe(release: Release, options: MimicIvOptions) -> tuple[tuple[Modality,
         names["_stay"] = tuple(m.name for m in (*whole, *fixed))
     wanted = [name for name in options.tasks if name != "pheno" or "hosp/diagnoses_icd" in release]
     if not wanted:
-        mend = "Get hosp/diagnoses_icd, or name another task in the option tasks."
+        mend = "Get hosp/diagnoses_icd, or name another task."
         raise DataError("the task pheno needs the table 'hosp/diagnoses_icd', which is absent", mend=mend)
     if "pheno" in wanted:
         need_mappings()

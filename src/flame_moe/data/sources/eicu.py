@@ -93,7 +93,7 @@ def read(raw: Path | None, options: EicuOptions, funnel: Funnel, work: Work) -> 
         labels = labels.join(yaib_outcomes(folder, reading, funnel), on=STAY, how="left", maintain_order="left")
     if folder is not None and hourly is not None:
         parts["yaib_series"] = yaib_series(reading, hourly, folder)
-    targets = {row[STAY]: _targets(row, options) for row in labels.iter_rows(named=True)}
+    targets = {row[STAY]: _targets(row) for row in labels.iter_rows(named=True)}
     _absences(place, options, funnel, modalities)
     tally: Tally = Counter()
     absent: Counter[str] = Counter()
@@ -137,9 +137,8 @@ def _observed(part: Part, stays: pl.DataFrame, options: EicuOptions, tally: Tall
     return dict(observations(part.clean(rows, tally), part.modality, options))
 
 
-def _targets(row: dict[str, float | None], options: EicuOptions) -> dict[str, NDArray[np.float32]]:
-    wanted = set(options.tasks or row) - {STAY}
-    known = {name: value for name, value in row.items() if name in wanted and value is not None}
+def _targets(row: dict[str, float | None]) -> dict[str, NDArray[np.float32]]:
+    known = {name: value for name, value in row.items() if name != STAY and value is not None}
     return {name: np.array([value], dtype=np.float32) for name, value in known.items()}
 
 

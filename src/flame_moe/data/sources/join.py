@@ -64,7 +64,7 @@ class Part(Description):
             # Imported here because preparing knows all sources, this one among them.
             from flame_moe.data.prepare import prepare
 
-            store = prepare(self.source, self.raw, self.store, options=self.options)
+            store = prepare(self.source, self.raw, self.store, options=self.options, tasks=self.tasks)
         for kind, named, known in (
             ("task", self.tasks or (), store.tasks),
             ("modality", self.common, store.modalities),
