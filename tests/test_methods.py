@@ -34,6 +34,7 @@ from flame_moe.nn.model import Flame
 from flame_moe.nn.moe import Sequences, mixture
 from flame_moe.nn.slices import LowRank
 from flame_moe.nn.stacked import StackedLinear, StackedMatrix, growables
+from flame_moe.runs import check, extend, run
 from flame_moe.schema import MethodConfig, Recipe, Stage, Task
 from flame_moe.training.hooks import Seen
 from flame_moe.training.problem import Problem
@@ -880,3 +881,40 @@ def test_methods_of_experts_refuse_a_model_without_routers(tiny_store: Store, ki
     learner = learned(tiny_store, TWO[:1], {"name": kind}, model={"preset": "no_moe"})
     with pytest.raises(RecipeError, match=f"the method '{kind}' .* preset 'no_moe'"):
         learner.learn(tiny_store, Stage(tasks=("days",)))
+
+
+def test_every_method_can_be_compared_with_every_other(tiny_store: Store, tmp_path: Path) -> None:
+    names = [name for name in METHODS if name != "flame"]
+    check(recipe(compare=names), tiny_store)
+    for name in METHODS:
+        check(recipe(method={"name": name}, compare=[other for other in METHODS if other != name]), tiny_store)
+    chosen = ["replay", "separate", "inflora"]
+    plan = recipe(TWO, train={**QUICK, "bootstrap": 0}, compare=chosen)
+    found = run(plan, tmp_path / "run", store=tiny_store).results
+    assert [other.name for other in found.comparison] == chosen
+    drift = {
+        other.name: [d.bitwise_equal for d in other.drift if d.after_stage == 1 and d.task == "death"]
+        for other in found.comparison
+    }
+    assert drift == {"replay": [False], "separate": [True], "inflora": [True]}
+
+
+@pytest.mark.parametrize("name", ["replay", "inflora", "progressive", "separate"])
+def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tiny_store: Store, tmp_path: Path, name: str) -> None:
+    quick = {**QUICK, "bootstrap": 0}
+    run(recipe(TWO[:1], train=quick, method={"name": name}), tmp_path / "run", store=tiny_store)
+    longer = extend(tmp_path / "run", TWO[1], store=tiny_store).learner
+    straight = learned(tiny_store, TWO, {"name": name}, train=quick)
+    two = straight.model.state_dict()
+    assert all(torch.equal(tensor, two[key]) for key, tensor in longer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["ewc", "gpm", "inflora", "replay", "seed"])
+def test_a_damaged_state_of_a_method_is_refused_with_a_sentence(tiny_store: Store, tmp_path: Path, name: str) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": name, **FEW.get(name, {})}, train=QUICK)
+    state = learner.method.state()
+    key = next(iter(state.tensors), None)
+    wrong = MethodState({"nobody|0": torch.zeros(3, 1)}, {}) if key else MethodState({}, {"other": 1})
+    learner.method.state = lambda: wrong  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError):
+        Learner.load(learner.save(tmp_path / "model"))
