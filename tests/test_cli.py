@@ -45,7 +45,19 @@ bootstrap = 20
 [method]
 rank = 2
 """
-COMMANDS = ("demo", "init", "prepare", "describe", "run", "extend", "evaluate", "predict", "report")
+COMMANDS = (
+    "demo",
+    "init",
+    "prepare",
+    "describe",
+    "run",
+    "extend",
+    "certify",
+    "verify",
+    "evaluate",
+    "predict",
+    "report",
+)
 
 
 def flame(*words: object) -> Result:
@@ -178,6 +190,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(place: Path, tmp_path: Path) 
     refused(flame("run", recipe, out, "--store", store, "--set", 'stages.1.tasks=["loop"]'), "'loop'", "'loops'")
     refused(flame("extend", run, "--task", "odd"), "was learned in stage 0")
     refused(flame("extend", run, "--task", "larg"), "'large'")
+    refused(flame("extend", run, "--task", "large", "--task", "large"), "a stage names a task twice")
     refused(flame("evaluate", run, "--task", "od"), "'odd'")
     refused(flame("evaluate", run, "--split", "tset"), "tset")
     refused(flame("predict", run, store, "--out", tmp_path / "p.xlsx"), ".csv or .parquet")

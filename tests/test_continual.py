@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flame_moe.analysis.footprint import footprint
+from flame_moe.batch import Sample
 from flame_moe.continual import Learner
 from flame_moe.continual.methods import make_method
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError
 from flame_moe.nn.gating import Router
 from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
+from flame_moe.runs import run
 from flame_moe.schema import MethodConfig, Recipe, Stage
 from flame_moe.training.monitor import Monitor
+from tests.example_stores import random_samples, write
 from tests.tiny import STREAM, recipe
 
 Logits = NDArray[np.float32]
@@ -334,3 +337,45 @@ def test_a_stage_that_fails_leaves_the_learner_as_it_was(tiny_store: Store) -> N
         one.learn(tiny_store, plan.stages[1])
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(learner.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": ("hr", "temp", "sbp")}, r"has channel 1 'temp' here, 'sbp' where the model learned it"),
+        ({"channels": ()}, r"names 0 channels here, 3 where the model learned it"),
+        ({"units": ("bpm", "mmHg", "C")}, r"names 3 units here, 0 where the model learned it"),
+        ({"kind": "timed"}, r"is timed with 3 features here, the model learned it as series with 3"),
+        ({"features": 2, "channels": ("hr", "sbp")}, r"is series with 2 features here"),
+        ({"rate": 250.0}, r"has rate 250.0 here, None where the model learned it"),
+    ],
+)
+def test_a_known_modality_that_is_something_else_is_refused_for_learning_and_predicting(
+    flame: Stages, tiny_store: Store, change: dict[str, Any], message: str
+) -> None:
+    other = Store(tiny_store.path, tiny_store.manifest)
+    other.modalities["vitals"] = other.modalities["vitals"].model_copy(update=change)
+    learner = Learner(recipe((("death",),), train={"epochs": 1}))
+    learner.learn(tiny_store, learner.recipe.stages[0])
+    before = {n: digest(t) for n, t in learner.model.state_dict().items()}
+    with pytest.raises(DataError, match=f"modality 'vitals' {message}"):
+        learner.learn(other, Stage(tasks=("days",)))
+    with pytest.raises(DataError, match=f"modality 'vitals' {message}"):
+        learner.predict(other, "death", tiny_store.indices("death", "test"))
+    assert {n: digest(t) for n, t in learner.model.state_dict().items()} == before
+    assert list(learner.tasks) == ["death"]
+
+
+def test_a_declared_modality_without_any_training_sample_is_refused(tmp_path: Path) -> None:
+    def without(sample: Sample) -> Sample:
+        return sample._replace(modalities={n: part for n, part in sample.modalities.items() if n != "image"})
+
+    samples = [without(s) for s in random_samples(60)]
+    store = write(tmp_path / "store", [s for s in samples if s.modalities])
+    learner = Learner(recipe((("death",),), train={"epochs": 1}))
+    learner.learn(store, learner.recipe.stages[0])
+    with pytest.raises(DataError, match=r"no training sample of task 'days' has the modality 'image'.*tasks\.days"):
+        learner.learn(store, Stage(tasks=("days",)))
+    with pytest.raises(DataError, match="no training sample of task 'days' has the modality 'image'"):
+        run(recipe((("death",), ("days",))), tmp_path / "run", store=store)
+    assert [f.name for f in tmp_path.iterdir()] == ["store"]

@@ -17,6 +17,7 @@ RESULTS = {"errors", "schema", "files", "profile", "results", "progression", "me
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "locking": {"errors"},
     "schema": {"errors"},
     "batch": {"errors"},
     "foreign": {"errors"},
@@ -32,7 +33,10 @@ MAY: dict[str, set[str]] = {
     "analysis": FOUNDATION | {"data", "nn", "training", "continual"},
     "report": RESULTS,
     "recorder": FOUNDATION | RESULTS | {"environment"} | {"data", "nn", "training", "continual", "analysis"},
-    "runs": FOUNDATION | RESULTS | {"data", "nn", "training", "continual", "analysis", "report", "recorder"},
+    "runs": FOUNDATION | RESULTS | {"data", "nn", "training", "continual", "analysis", "report", "recorder", "locking"},
+    "certification": FOUNDATION
+    | RESULTS
+    | {"environment", "data", "nn", "training", "continual", "report", "recorder", "runs", "locking"},
     "scoring": FOUNDATION | RESULTS | {"data", "nn", "training", "continual", "analysis", "recorder", "runs"},
 }
 FREE = {"experiments", "recipes", "cli", "cli_progress", "cli_show"}

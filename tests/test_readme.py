@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_marked_block_runs_as_it_stands(folder: Path) -> None:
-    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh", "sh", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh", "sh", "sh", "python"]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     for kind, text in BLOCKS:
         command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]

@@ -15,6 +15,8 @@ import torch
 
 from flame_moe.batch import ModalityBatch, Observation, Sample
 from flame_moe.continual import Learner
+from flame_moe.continual.certificate import compare, issue
+from flame_moe.continual.probes import synthetic
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.prepare import prepare
 from flame_moe.data.sources.base import SplitSpec
@@ -25,7 +27,7 @@ from flame_moe.errors import CheckpointError, DataError, ExtraMissingError, Reci
 from flame_moe.experiments.baselines import summary_matrix
 from flame_moe.nn.encoders import TokenEncoder
 from flame_moe.nn.stacked import Settled
-from flame_moe.schema import Modality, Task
+from flame_moe.schema import Modality, Stage, Task
 from flame_moe.training.optim import parameter_groups
 from tests.pretrained import WORDS, tiny_bert, tiny_vit
 from tests.tiny import config, recipe
@@ -301,3 +303,16 @@ def test_what_cannot_be_trained_is_refused(bert: Path, tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ExtraMissingError, match=r"flame-moe\[text\]"):
         text_modality("notes", options(bert), "")
+
+
+def test_a_model_that_reads_texts_can_be_certified(store: Store) -> None:
+    learner = Learner(recipe((("age", "fever"),), train={"epochs": 1}))
+    learner.learn(store, learner.recipe.stages[0])
+    inputs = synthetic(learner.tasks["fever"], learner.model.modalities, learner.preprocessor)
+    entry = issue(learner, "fever", inputs, probes="synthetic", environment={}, issued="today")
+    assert any(name.startswith(READER) for name in entry.tensors)
+    numbers = np.concatenate([s.modalities["notes"].values for s in inputs if "notes" in s.modalities])
+    assert numbers[:, 0].min() > 0
+    assert (np.diff((numbers > 0).astype(int), axis=1) <= 0).all()
+    learner.learn(store, Stage(tasks=("pain",)))
+    assert compare(entry, learner, {}).bitwise

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flame_moe.batch import FlexiBatch, Observation, Sample
+    from flame_moe.certification import certify, verify
     from flame_moe.continual.learner import Learner
     from flame_moe.data.prepare import prepare
     from flame_moe.data.store import Store
@@ -52,17 +53,20 @@ __all__ = [
     "StoreWriter",
     "Task",
     "TrainConfig",
+    "certify",
     "evaluate",
     "extend",
     "load_recipe",
     "predict",
     "prepare",
     "run",
+    "verify",
     "write_report",
 ]
 
 _ROOMS = {
     "batch": ("FlexiBatch", "Observation", "Sample"),
+    "certification": ("certify", "verify"),
     "continual.learner": ("Learner",),
     "data.prepare": ("prepare",),
     "data.store": ("Store",),

@@ -1,7 +1,8 @@
 """The command `flame`: parse, call, print. Everything it does can be done in Python with the same names.
 
-Exit codes: 0 fine; 2 a mistake in what was given, told in one sentence on stderr; 130 stopped with Ctrl-C; 1 anything
-else, which is a bug. Results go to stdout; progress goes to stderr and only to a terminal.
+Exit codes: 0 fine; 2 a mistake in what was given, told in one sentence on stderr; 130 stopped with Ctrl-C; 1 from
+`flame verify`: the model is not what was certified; 1 from any other command is a bug. Results go to stdout; progress
+goes to stderr and only to a terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from flame_moe.runs import Run
 
-MISTAKE, STOPPED = 2, 130
+DIFFERENCE, MISTAKE, STOPPED = 1, 2, 130
 
 
 class Guarded(TyperGroup):
@@ -223,6 +224,57 @@ def extend(
     with Bar(_errors()) as bar:
         done = extend_run(path, task, store=store, epochs=epochs, monitor=bar)
     _finish(done)
+
+
+@app.command()
+def certify(
+    path: RunFolder,
+    probes: Annotated[
+        str, typer.Option("--probes", help="synthetic, or train or val: real samples, stored in the certificate.")
+    ] = "synthetic",
+    store: StoreOption = None,
+) -> None:
+    """Write down what decides every task's predictions, so that it can be proven later that nothing changed.
+
+    \b
+    Examples:
+      flame certify runs/digits
+      flame certify runs/digits --probes val
+
+    Tasks that have a certificate keep it. Real probes are patient data: keep the certificate like the store.
+    """
+    from flame_moe.certification import certify as certify_run
+
+    done = certify_run(path, probes=probes, store=store)
+    for row in done.tasks:
+        typer.echo(f"{row.task}: {row.tensors} tensors, {row.probes} probes, since {row.issued}")
+    typer.echo(f"Certificate: {done.digest}")
+
+
+@app.command()
+def verify(
+    path: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of sentences.")] = False,
+) -> None:
+    """Compute again everything that the certificate of a run states; exit code 1 if anything differs.
+
+    \b
+    Examples:
+      flame verify runs/digits
+      flame verify runs/digits --json
+    """
+    import json
+
+    from flame_moe.certification import verify as verify_run
+    from flame_moe.cli_show import verification_lines
+
+    found = verify_run(path)
+    if as_json:
+        typer.echo(json.dumps(found.plain(), indent=1))
+    else:
+        typer.echo("\n".join(verification_lines(found)))
+    if not found.holds:
+        raise typer.Exit(DIFFERENCE)
 
 
 @app.command()

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from flame_moe.certification import Verification
+from flame_moe.continual.certificate import TOLERANCE, Verdict
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
 from flame_moe.report.tables import interval, number, summary_table, transfer
@@ -71,6 +73,31 @@ def show_evaluations(console: Console, rows: Iterable[Evaluation]) -> None:
 def as_json_text(rows: Iterable[Evaluation]) -> str:
     """Evaluations as a JSON list in the form of results.json."""
     return json.dumps([json.loads(row.model_dump_json()) for row in rows], indent=1)
+
+
+def verification_lines(found: Verification) -> list[str]:
+    """What was compared for each task and how, what differs first, and what the certificate does not speak of."""
+    lines = [_verdict(verdict) for verdict in found.verdicts]
+    lines += [f"{name}: not certified, it was learned later" for name in found.uncertified]
+    changed = sorted({said for verdict in found.verdicts for said in verdict.environment})
+    if changed:
+        lines.append(f"Not the environment of the certificate ({'; '.join(changed)}):")
+        lines.append(f"tensors were compared bit for bit, logits to {TOLERANCE:g} (relative above 1).")
+    failed = [verdict.task for verdict in found.verdicts if not verdict.holds]
+    said = f"does not hold for {', '.join(failed)}" if failed else f"holds for all {len(found.verdicts)} tasks of it"
+    return [*lines, f"Certificate {found.digest}: {said}."]
+
+
+def _verdict(verdict: Verdict) -> str:
+    if not verdict.holds:
+        part, name, said = verdict.differences[0]
+        more = len(verdict.differences) - 1
+        rest = f" (and {more} more differences)" if more else ""
+        moved = f"; largest difference of a logit {verdict.largest:.3g}" if part != "logit" and verdict.probes else ""
+        return f"{verdict.task}: DIFFERS, {part} {name} {said}{rest}{moved}"
+    logits = "equal" if verdict.bitwise else f"within {TOLERANCE:g} (largest difference {verdict.largest:.3g})"
+    compared = f"{verdict.tensors} tensors and the statistics equal bit for bit, logits of {verdict.probes} probes"
+    return f"{verdict.task}: {compared} {logits + ' bit for bit' if verdict.bitwise else logits}"
 
 
 def show_predictions(console: Console, table: pl.DataFrame) -> None:

@@ -46,6 +46,10 @@ class CheckpointError(FlameError):
     """A checkpoint that is missing, incomplete, damaged or does not fit the model."""
 
 
+class BusyError(FlameError):
+    """Something that another process is writing at this moment."""
+
+
 class NonFiniteError(FlameError):
     """A loss became NaN or infinite; raised before the weights are touched."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import secrets
@@ -40,11 +41,14 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Fill a hidden sibling folder that takes the name `path` only when the block ends well.
 
-    What was there before is removed only after that; a crash leaves the old folder or the new one.
+    The names are exchanged in one step, and what was there before is removed only after that: whoever is killed, and
+    whenever, leaves the old folder or the new one. Where a file system cannot exchange names (NFS), the old folder is
+    `.NAME.aside` for a moment; `whole` finds it there, and the next replacement puts it back first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work, old = _sibling(path), _sibling(path)
+    restore_folder(path)
+    work = _sibling(path)
     work.mkdir()
     try:
         yield work
@@ -52,14 +56,29 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        work.rename(path)
+        old = _put(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def whole(path: str | Path) -> Path:
+    """Where the last whole version of a folder is: at its place, unless a replacement was killed half-way."""
+    path = Path(path)
+    aside = _aside(path)
+    return aside if aside.exists() and not path.exists() else path
+
+
+def restore_folder(path: str | Path) -> None:
+    """Put a folder back to its place that a killed replacement has left aside; for its only writer."""
+    aside = _aside(Path(path))
+    if aside.exists():
+        if Path(path).exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
 
 
 def sha256(path: str | Path, watch: Callable[[int], None] | None = None) -> str:
@@ -80,6 +99,29 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _put(work: Path, path: Path) -> Path:
+    """Give `work` the name `path`; returns where what had that name is now."""
+    if not path.exists():
+        work.rename(path)
+        return work
+    if _exchange(work, path):
+        return work
+    path.rename(_aside(path))
+    work.rename(path)
+    return _aside(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (renameat2 with RENAME_EXCHANGE); False where kernel or file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside")
 
 
 def _sibling(path: Path) -> Path:

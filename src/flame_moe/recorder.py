@@ -65,6 +65,7 @@ class Recorder:
     comparison: list[r.Comparison] = field(default_factory=list)
     data: r.DataSummary | None = None
     predictions: dict[tuple[int, str], NDArray[np.float64]] | None = None
+    certificate: r.Certificate | None = None
 
     def full_rank(self, learner: Learner) -> None:
         """Before the commit: the new tasks' metrics on validation, so that the cost of compression can be seen."""
@@ -144,6 +145,7 @@ class Recorder:
             timings=self.timings,
             data=self.data,
             comparison=tuple(self.comparison),
+            certificate=self.certificate,
         )
 
     @classmethod
@@ -163,6 +165,7 @@ class Recorder:
             timings=dict(results.timings),
             comparison=list(results.comparison),
             data=results.data,
+            certificate=results.certificate,
         )
 
     def _evaluate(

@@ -195,6 +195,22 @@ class DataSummary(Description):
     patterns: tuple[Pattern, ...] = ()
 
 
+class CertifiedTask(Description):
+    """A task of the certificate: when, and how many tensors and probe inputs it covers."""
+
+    task: str
+    issued: str
+    tensors: Count
+    probes: Count
+
+
+class Certificate(Description):
+    """What the certificate of the run covers (`flame_moe.continual.certificate`); `digest` is over all of it."""
+
+    digest: str
+    tasks: tuple[CertifiedTask, ...]
+
+
 class Comparison(Description):
     """The same stream learned by another method, to hold beside this one.
 
@@ -236,6 +252,7 @@ class Results(Description):
     timings: dict[str, Number] = Field(default_factory=dict)
     data: DataSummary | None = None
     comparison: tuple[Comparison, ...] = ()
+    certificate: Certificate | None = None
 
     @model_validator(mode="after")
     def _names_exist(self) -> Results:

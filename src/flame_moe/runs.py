@@ -5,6 +5,7 @@ A run folder is whole at every moment; it is replaced when a stage is complete:
     recipe.json      what was asked
     model/           the checkpoint (see `flame_moe.training.checkpoint`)
     reference/       each task's test logits right after its own stage, against which drift is measured
+    certificate/     after `flame certify` (see `flame_moe.continual.certificate`); kept by later stages
     results.json     everything measured (docs/results.md)
     report.html      the page made from it
     selected/        with select = "per_task": a checkpoint per task of the last stage, at the task's own best epoch
@@ -24,12 +25,13 @@ from pathlib import Path
 import torch
 
 from flame_moe.continual import Learner
-from flame_moe.continual.learner import resolve_task
+from flame_moe.continual.learner import insist_on_samples, resolve_task
 from flame_moe.continual.methods import alike, make_method
 from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError, nearest
-from flame_moe.files import replacing_folder, write_text
+from flame_moe.files import replacing_folder, restore_folder, whole, write_text
+from flame_moe.locking import writing
 from flame_moe.recorder import Recorder, Reference, data_summary
 from flame_moe.results import Comparison, Results
 from flame_moe.schema import Recipe, Stage
@@ -37,8 +39,8 @@ from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
 from flame_moe.training.monitor import Monitor
 
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
-MODEL, REFERENCE, SELECTED, RESUME = "model", "reference", "selected", "resume"
-OWN = (RECIPE, RESULTS, REPORT, MODEL, REFERENCE, SELECTED, RESUME)
+MODEL, REFERENCE, SELECTED, RESUME, CERTIFICATE = "model", "reference", "selected", "resume", "certificate"
+OWN = (RECIPE, RESULTS, REPORT, MODEL, REFERENCE, SELECTED, RESUME, CERTIFICATE)
 REFERENCE_KIND, REFERENCE_VERSION = "flame-moe-reference", 1
 
 
@@ -63,10 +65,22 @@ class Run:
         Raises:
             FlameError: if it is not one, or something in it is damaged.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise DataError("there is no such run", where=str(path), mend="Check the path, or make one: `flame run`.")
-        return cls(path, Learner.load(path / MODEL), Results.load(path / RESULTS))
+        place = insist_on_run(path)
+        learner, results = Learner.load(place / MODEL), Results.load(place / RESULTS)
+        _insist_on_one(learner, results, str(path))
+        return cls(Path(path), learner, results)
+
+
+def insist_on_run(path: str | Path) -> Path:
+    """Where the files of a run are.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+    place = whole(path)
+    if not place.is_dir():
+        raise DataError("there is no such run", where=str(path), mend="Check the path, or make one: `flame run`.")
+    return place
 
 
 def check(recipe: Recipe, store: Store) -> None:
@@ -77,7 +91,7 @@ def check(recipe: Recipe, store: Store) -> None:
     """
     learned = [name for stage in recipe.stages for name in stage.tasks]
     for name in learned:
-        resolve_task(recipe, store, name)
+        insist_on_samples(store, resolve_task(recipe, store, name))
     for name in recipe.tasks:
         if name not in learned:
             raise RecipeError(
@@ -138,8 +152,13 @@ def run(
     store = open_store(recipe, store)
     check(recipe, store)
     recipe = at_store(recipe, store)
-    with _set_aside(out) if overwrite and not resume else nullcontext():
-        return _run(recipe, out, store, monitor)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out, "flame run"):
+        restore_folder(out)
+        # Looked at again: another process may have made it meanwhile.
+        _refuse(out, resume=resume, overwrite=overwrite)
+        with _set_aside(out) if overwrite and not resume else nullcontext():
+            return _run(recipe, out, store, monitor)
 
 
 def _run(recipe: Recipe, out: Path, store: Store, monitor: Monitor | None) -> Run:
@@ -174,9 +193,25 @@ def extend(
             the run's own, has them.
         epochs: default the recipe's.
         monitor: who is told of progress.
+
+    Raises:
+        FlameError: if run, tasks and store do not fit together, or another process is writing the run.
     """
     path = Path(path)
-    old = Run.open(path)
+    insist_on_run(path)
+    with writing(path, "flame extend"):
+        restore_folder(path)
+        return _extend(Run.open(path), tasks, store, epochs, monitor)
+
+
+def _extend(
+    old: Run,
+    tasks: Sequence[str],
+    store: Store | str | Path | None,
+    epochs: int | None,
+    monitor: Monitor | None,
+) -> Run:
+    path = old.path
     recipe = old.learner.recipe
     chosen = open_store(recipe, store, make=False)
     stage = Stage.parse({"tasks": list(tasks), "epochs": epochs}, where="the new stage")
@@ -213,10 +248,14 @@ def _refuse(out: Path, *, resume: bool, overwrite: bool) -> None:
 @contextmanager
 def _set_aside(out: Path) -> Iterator[None]:
     """Move an old run out of the way; it comes back if the new one ends before its first stage is complete."""
+    old = out.with_name(f".{out.name}.replaced")
+    if old.exists() and not (out / MODEL).exists():
+        # An earlier replacement was killed before its first stage was complete.
+        shutil.rmtree(out, ignore_errors=True)
+        old.rename(out)
     if not out.exists():
         yield
         return
-    old = out.with_name(f".{out.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     out.rename(old)
     try:
@@ -228,6 +267,15 @@ def _set_aside(out: Path) -> Iterator[None]:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _insist_on_one(learner: Learner, results: Results, where: str) -> None:
+    """Refuse a folder whose model and results were put together from two runs."""
+    one = (learner.recipe, [stage.tasks for stage in learner.stages])
+    other = (Recipe.parse(results.recipe, where=where), [stage.tasks for stage in results.stages])
+    if one != other:
+        what = "the model and the results are of two different runs"
+        raise CheckpointError(what, where=where, mend="Restore the run from a backup.")
 
 
 def _others(out: Path) -> list[Path]:
@@ -299,7 +347,7 @@ def _write(learner: Learner, recorder: Recorder, out: Path) -> None:
         save_checkpoint(work / REFERENCE, logits, {"samples": samples}, kind=kind, version=version)
         results.save(work / RESULTS)
         write_report(results, work / REPORT)
-        for entry in _others(out):
+        for entry in [*_others(out), *out.glob(CERTIFICATE)]:
             (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, work / entry.name)
 
 

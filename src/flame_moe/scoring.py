@@ -19,7 +19,7 @@ from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.files import write_bytes
 from flame_moe.recorder import score
 from flame_moe.results import Evaluation
-from flame_moe.runs import MODEL, Run, open_store
+from flame_moe.runs import MODEL, Run, insist_on_run, open_store
 from flame_moe.schema import Task
 
 WRITERS = (".csv", ".parquet")
@@ -85,7 +85,7 @@ def predict(
         raise DataError(
             f"cannot write '{Path(out).suffix}' files", where=str(out), mend="Name a .csv or .parquet file."
         )
-    learner = Learner.load(Path(path) / MODEL)
+    learner = Learner.load(insist_on_run(path) / MODEL)
     wanted = [_task(learner, name).name for name in (tasks or learner.tasks)]
     with tempfile.TemporaryDirectory(prefix="flame-predict-") as scratch:
         store = _store_to_score(learner, Path(data), Path(scratch) / "store")

@@ -23,7 +23,7 @@ from flame_moe.nn.losses import class_weights
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import growables
 from flame_moe.schema import MethodConfig, Modality, Recipe, Stage, Task
-from flame_moe.training.checkpoint import load_checkpoint, match, save_checkpoint
+from flame_moe.training.checkpoint import hash_tensors, load_checkpoint, match, save_checkpoint
 from flame_moe.training.engine import Prediction, fit, predict
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.problem import Problem
@@ -116,22 +116,9 @@ class Learner:
         for task in tasks:
             if task.name in self.tasks:
                 raise RecipeError(f"task '{task.name}' was learned in stage {self.cursor(task.name)}", where="stages")
+            insist_on_samples(store, task)
         names = list(dict.fromkeys(name for task in tasks for name in task.modalities))
-        for name in names:
-            known = self.model.modalities.get(name)
-            if known is not None and (known.kind, known.features) != (
-                store.modalities[name].kind,
-                store.modalities[name].features,
-            ):
-                raise DataError(
-                    f"modality '{name}' is {store.modalities[name].kind} with {store.modalities[name].features} "
-                    f"features here, the model learned it as {known.kind} with {known.features}",
-                    where=str(store.path),
-                    mend="Give it another name, or prepare it as before.",
-                )
-            if known is not None and _files(known) != _files(store.modalities[name]):
-                what = f"modality '{name}' was numbered by the tokenizer of another model than the one that learned it"
-                raise DataError(what, where=str(store.path), mend="Prepare it with the model as it was.")
+        self._insist_on_modalities(store, names)
         return tasks, [store.modalities[name] for name in names]
 
     def learn(
@@ -185,6 +172,7 @@ class Learner:
     ) -> LearnedStage:
         """Everything of a stage but its commit."""
         began = time.perf_counter()
+        base = "" if state_folder is None else hash_tensors(self.model.state_dict())
         index, config = len(self.stages), stage.settings(self.recipe.train)
         new = [m for m in modalities if m.name not in self.model.modalities]
         self._adopt(store, new, tasks)
@@ -207,8 +195,8 @@ class Learner:
             seed=self.recipe.seed,
             monitor=monitor,
             hooks=self.method,
-            resume=_load_state(state_folder, index, stage),
-            save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, state),
+            resume=_load_state(state_folder, index, stage, base),
+            save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, base, state),
         )
         # The last step's gradients are as large as the model and of no more use.
         self.model.zero_grad(set_to_none=True)
@@ -232,6 +220,7 @@ class Learner:
     def predict(self, store: Store, task: str, indices: ArrayLike, batch_size: int | None = None) -> Prediction:
         """What the model says of some samples of a store for one task, read at the task's own cursor."""
         cursor, description = self.cursor(task), self.tasks[task]
+        self._insist_on_modalities(store, description.modalities)
         size = batch_size or max(self.recipe.train.batch_size, 256)
         loader = Loader(store, self.preprocessor, description, np.asarray(indices), size)
         return predict(self.model, loader.batches(None), description, cursor, self._scale(description))
@@ -315,6 +304,15 @@ class Learner:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError("the method's state is damaged", where=where, mend=_RESTORE) from None
         return learner
+
+    def _insist_on_modalities(self, store: Store, names: Iterable[str]) -> None:
+        """Refuse a store in which a modality that the model knows is something else."""
+        for name in names:
+            known, here = self.model.modalities.get(name), store.modalities.get(name)
+            change = None if known is None or here is None else unlike(known, here)
+            if change is not None:
+                mend = "Give it another name, or prepare it as before."
+                raise DataError(f"modality '{name}' {change}", where=str(store.path), mend=mend)
 
     def _adopt(self, store: Store, new: list[Modality], tasks: list[Task]) -> None:
         """Take the statistics of new modalities and tasks from the store; known ones keep theirs."""
@@ -400,6 +398,40 @@ def resolve_task(recipe: Recipe, store: Store, name: str) -> Task:
     return task
 
 
+def insist_on_samples(store: Store, task: Task) -> None:
+    """Refuse a task that could not be learned from a store.
+
+    Raises:
+        DataError: if no training sample of the task has one of the modalities that it declares.
+    """
+    train = store.indices(task.name, "train", modalities=task.modalities)
+    for name in task.modalities:
+        if not store.present(name)[train].any():
+            what = f"no training sample of task '{task.name}' has the modality '{name}'"
+            mend = f"Leave it out with tasks.{task.name}.modalities, or prepare data that have it."
+            raise DataError(what, where=str(store.path), mend=mend)
+
+
+def unlike(known: Modality, here: Modality) -> str | None:
+    """How a modality differs from the one of the same name that a model learned, in words; None if it does not."""
+    if (known.kind, known.features) != (here.kind, here.features):
+        learned = f"the model learned it as {known.kind} with {known.features}"
+        return f"is {here.kind} with {here.features} features here, {learned}"
+    for key, noun in (("channels", "channel"), ("units", "unit"), ("types", "event type")):
+        was, now = getattr(known, key), getattr(here, key)
+        if len(was) != len(now):
+            return f"names {len(now)} {noun}s here, {len(was)} where the model learned it"
+        for i, (a, b) in enumerate(zip(was, now, strict=True)):
+            if a != b:
+                return f"has {noun} {i} '{b}' here, '{a}' where the model learned it"
+    for key in ("shape", "rate"):
+        if getattr(known, key) != getattr(here, key):
+            return f"has {key} {getattr(here, key)} here, {getattr(known, key)} where the model learned it"
+    if _files(known) != _files(here):
+        return "was numbered by the tokenizer of another model than the one that learned it"
+    return None
+
+
 def part_of(name: str) -> str:
     """Which part of the model a parameter belongs to: encoders, experts, attention, routers or heads."""
     where = name.split(".")
@@ -428,12 +460,12 @@ def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
     return LearnedStage(**{**data, **lists, "commits": commits})
 
 
-def _save_state(folder: Path, index: int, stage: Stage, state: TrainingState) -> None:
-    manifest = {"stage": index, "tasks": list(stage.tasks), "state": state.meta()}
+def _save_state(folder: Path, index: int, stage: Stage, base: str, state: TrainingState) -> None:
+    manifest = {"stage": index, "tasks": list(stage.tasks), "base": base, "state": state.meta()}
     save_checkpoint(folder, state.tensors(), manifest, kind=STATE_KIND, version=STATE_VERSION)
 
 
-def _load_state(folder: Path | None, index: int, stage: Stage) -> TrainingState | None:
+def _load_state(folder: Path | None, index: int, stage: Stage, base: str) -> TrainingState | None:
     if folder is None or not folder.exists():
         return None
     tensors, manifest = load_checkpoint(folder, kind=STATE_KIND, version=STATE_VERSION)
@@ -442,4 +474,7 @@ def _load_state(folder: Path | None, index: int, stage: Stage) -> TrainingState 
         of = f"stage {found} ({', '.join(tasks)}), not of stage {index} ({', '.join(stage.tasks)})"
         mend = "Remove it to start the stage anew."
         raise CheckpointError(f"the saved training state is of {of}", where=str(folder), mend=mend)
+    if manifest.get("base") != base:
+        what = "the saved training state was begun on another model"
+        raise CheckpointError(what, where=str(folder), mend="Remove it to start the stage anew.")
     return TrainingState.rebuild(tensors, manifest["state"])

@@ -34,6 +34,9 @@ class Scaler(Protocol):
     def apply(self, values: Values, observed: Flags | None) -> Values:
         """(S, C) scaled values, 0 where not observed."""
 
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        """(steps, channels) made-up values in natural units, spread like the training data channel by channel."""
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready data that `parse_scaler` reads back."""
 
@@ -44,6 +47,9 @@ class Identity:
 
     def apply(self, values: Values, observed: Flags | None) -> Values:
         return values if observed is None else np.where(observed, values, np.float32(0.0))
+
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        return generator.standard_normal((steps, channels))
 
     def plain(self) -> dict[str, Any]:
         return {"scaling": "none"}
@@ -83,6 +89,9 @@ class Standard:
     def apply(self, values: Values, observed: Flags | None) -> Values:
         scaled = (values - self.mean.astype(np.float32)) * (1.0 / self.scale).astype(np.float32)
         return scaled if observed is None else np.where(observed, scaled, np.float32(0.0))
+
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        return self.mean + self.scale * generator.standard_normal((steps, channels))
 
     def plain(self) -> dict[str, Any]:
         return {"scaling": "standard", "mean": self.mean.tolist(), "scale": self.scale.tolist()}
@@ -125,6 +134,14 @@ class Quantile:
         z += np.take_along_axis(base, segment, 1)
         scaled = np.clip(z, -TAIL, TAIL).T.astype(np.float32)
         return scaled if observed is None else np.where(observed, scaled, np.float32(0.0))
+
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        levels = generator.random((steps, channels))
+        columns = [
+            np.interp(u, np.linspace(0, 1, len(x)), x) if len(x) else u
+            for u, x in zip(levels.T, self.knots, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
     @cached_property
     def _segments(self) -> tuple[torch.Tensor, Floats, Floats, Floats]:
@@ -177,6 +194,9 @@ class Pixels:
     def apply(self, values: Values, observed: Flags | None) -> Values:
         return (values.astype(np.float32) - np.float32(self.mean)) * np.float32(1.0 / self.scale)
 
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        return np.clip(self.mean + self.scale * generator.standard_normal((steps, channels)), 0, 255)
+
     def plain(self) -> dict[str, Any]:
         return {"scaling": "pixels", "mean": self.mean, "scale": self.scale}
 
@@ -206,6 +226,11 @@ class Vocabulary:
         place = np.searchsorted(self.codes, values[:, 1])
         known = np.isin(values[:, 1], self.codes)
         return np.stack([values[:, 0], np.where(known, place + 1, UNKNOWN)], axis=1).astype(np.float32)
+
+    def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
+        """Codes that have a row, and now and then one that has none; the type is left at 0."""
+        choices = np.append(self.codes, UNKNOWN)
+        return np.stack([np.zeros(steps, dtype=np.int64), generator.choice(choices, steps)], axis=1)
 
     def plain(self) -> dict[str, Any]:
         return {"scaling": "vocabulary", "codes": self.codes.tolist()}

@@ -126,9 +126,21 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Commit", e.git_commit or ""),
         ("Machine", ", ".join(part for part in (e.cpu, e.gpu, e.platform) if part)),
         ("Threads", str(e.threads)),
+        *_certified(results),
         *((f"Seconds of {name}", tables.number(value)) for name, value in results.timings.items()),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _certified(results: Results) -> list[tuple[str, str]]:
+    """Which tasks are certified since when, and the digest to compare with the one that was noted."""
+    if results.certificate is None:
+        return []
+    found = {row.task: row.issued for row in results.certificate.tasks}
+    without = [task.name for task in results.tasks if task.name not in found]
+    said = [", ".join(f"{task} since {issued}" for task, issued in found.items())]
+    said += [f"without a certificate: {', '.join(without)}"] if without else []
+    return [("Certified", "; ".join(said)), ("Digest of the certificate", results.certificate.digest)]
 
 
 def _many(count: int, noun: str) -> str:

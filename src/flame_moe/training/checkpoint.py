@@ -14,10 +14,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from flame_moe.errors import CheckpointError
-from flame_moe.files import replacing_folder, sha256
+from flame_moe.files import replacing_folder, sha256, whole
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -35,11 +36,18 @@ def save_checkpoint(
         manifest: JSON-ready description of what the tensors mean; a number that is NaN or infinite becomes null.
         kind: what sort of checkpoint this is; `load_checkpoint` insists on it.
         version: of the format.
+
+    Raises:
+        CheckpointError: if the disk does not take the tensors; OSError if it does not take the rest.
     """
     folder = Path(folder)
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing_folder(folder) as work:
-        safetensors.torch.save_file(ready, work / TENSORS)
+        try:
+            safetensors.torch.save_file(ready, work / TENSORS)
+        except safetensors.SafetensorError as error:
+            mend = "Make room on the disk and try again; nothing was replaced."
+            raise CheckpointError(f"the tensors cannot be written: {error}", where=str(folder), mend=mend) from None
         tensor_file = {"file": TENSORS, "sha256": sha256(work / TENSORS), "count": len(ready)}
         document = _plain({"format": kind, "version": version, "tensors": tensor_file, **manifest})
         document["digest"] = _digest(document)
@@ -53,7 +61,7 @@ def load_checkpoint(folder: str | Path, *, kind: str, version: int) -> tuple[dic
     Raises:
         CheckpointError: if it is missing, of another kind or version, truncated or damaged.
     """
-    folder = Path(folder)
+    folder = whole(folder)
     manifest = _read_manifest(folder, kind, version)
     file = folder / TENSORS
     if not file.is_file():
@@ -68,6 +76,22 @@ def load_checkpoint(folder: str | Path, *, kind: str, version: int) -> tuple[dic
         return safetensors.torch.load_file(file), manifest
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"the tensors cannot be read: {error}", where=str(file), mend=_RESTORE) from None
+
+
+def digest_of(folder: str | Path) -> str:
+    """The digest over everything that a checkpoint states, to be noted elsewhere; the checkpoint must be readable."""
+    return str(json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))["digest"])
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, in C order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """One sha256 over names and contents."""
+    return _digest({name: hash_tensor(tensor) for name, tensor in tensors.items()})
 
 
 def match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
