@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flame_moe.analysis.routing import fingerprints
+from flame_moe.training.routing import fingerprints
 from tests.tiny import EVERYTHING, batch_of, flame, sample
 
 

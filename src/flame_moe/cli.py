@@ -291,11 +291,20 @@ def evaluate(
     Examples:
       flame evaluate runs/digits
       flame evaluate runs/digits --store stores/new --task digit --json
+      flame evaluate runs/digits --task auto
+
+    With --task auto: how well the model finds the task by itself, and what that costs against being told.
     """
     from flame_moe.cli_progress import waiting
-    from flame_moe.cli_show import as_json_text, output, show_evaluations
+    from flame_moe.cli_show import as_json_text, output, show_evaluations, show_identity
+    from flame_moe.scoring import AUTO, identity
     from flame_moe.scoring import evaluate as evaluate_run
 
+    if task == [AUTO]:
+        with waiting(_errors(), "scoring"):
+            found = identity(path, store=store, split=split)
+        show_identity(output(), found)
+        return
     with waiting(_errors(), "scoring"):
         rows = evaluate_run(path, store=store, split=split, tasks=task or ())
     if as_json:
@@ -318,6 +327,9 @@ def predict(
     Examples:
       flame predict runs/icu new-records --out risk.csv
       flame predict runs/digits stores/digits --task digit --split test
+      flame predict runs/icu new-records --task auto
+
+    With --task auto the model chooses for each sample which of its stages it belongs to.
     """
     from flame_moe.cli_progress import waiting
     from flame_moe.cli_show import output, show_predictions

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flame_moe.certification import Verification
 from flame_moe.continual.certificate import TOLERANCE, Verdict
+from flame_moe.continual.identity_cost import IdentityCost
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
 from flame_moe.report.tables import interval, number, summary_table, transfer
@@ -68,6 +69,25 @@ def show_evaluations(console: Console, rows: Iterable[Evaluation]) -> None:
         for metric, value in row.metrics.items()
     ]
     console.print(_table("Evaluation", ("task", "split", "n", "metric", "value", "95 % interval"), table))
+
+
+def show_identity(console: Console, found: IdentityCost) -> None:
+    """How often each task's group was chosen, and its metric with and without being told."""
+    rows = [
+        (
+            t.task,
+            f"{t.n:,}",
+            _percent(t.accuracy),
+            t.metric,
+            number(t.known),
+            number(t.chosen),
+            number(t.known - t.chosen),
+        )
+        for t in found.tasks
+    ]
+    head = ("task", "n", "group chosen", "metric", "task known", "task chosen", "cost")
+    console.print(_table(f"Without task identity: {found.split} split", head, rows))
+    console.print(Text(found.sentence))
 
 
 def as_json_text(rows: Iterable[Evaluation]) -> str:

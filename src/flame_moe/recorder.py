@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from flame_moe import results as r
 from flame_moe.analysis.footprint import footprint
-from flame_moe.analysis.routing import fingerprints
 from flame_moe.continual.learner import LearnedStage, Learner
 from flame_moe.data.loader import Loader
 from flame_moe.data.profile import PATTERNS, all_patterns
@@ -28,6 +27,7 @@ from flame_moe.training.engine import Prediction
 from flame_moe.training.memory import PeakMemory
 from flame_moe.training.metrics import calibration_curve, calibration_pairs, evaluate_predictions
 from flame_moe.training.monitor import Monitor
+from flame_moe.training.routing import fingerprints
 
 MEASURED = ("val", "test")
 
@@ -322,5 +322,6 @@ def _stage_record(stage: LearnedStage, peak_bytes: int | None) -> r.StageRecord:
         best_epoch=stage.best_epoch,
         seconds=stage.seconds,
         peak_bytes=peak_bytes,
+        warm_start=tuple(r.WarmStart(**asdict(start)) for start in stage.warm),
         history=history,
     )

@@ -54,6 +54,17 @@ class Epoch(Description):
     val_metric: dict[str, Number] = Field(default_factory=dict)
 
 
+class WarmStart(Description):
+    """The earlier task as which a new one began: routers and the head's part of the shared modalities, and whether its
+    last layer too; `source` and `similarity` are null where no earlier task shares a routed modality."""
+
+    task: str
+    source: str | None
+    similarity: Number | None
+    modalities: tuple[str, ...]
+    linear: bool
+
+
 class StageRecord(Description):
     """How one stage was learned.
 
@@ -67,6 +78,7 @@ class StageRecord(Description):
     best_epoch: Count
     seconds: Number
     peak_bytes: Count | None = None
+    warm_start: tuple[WarmStart, ...] = ()
     history: tuple[Epoch, ...] = ()
 
 

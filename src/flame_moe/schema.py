@@ -289,12 +289,14 @@ class MethodConfig(Description):
     temperature: Annotated[float, Field(gt=0)] | None = None
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     experts: Annotated[int, Field(ge=1)] | None = None
+    warm_start: bool = False
 
 
 class Recipe(Description):
     """Everything a run is made from; with its seed it determines the result.
 
     `compare` names other methods that learn the same stream from the same first stage, to be held beside this one.
+    `identity` keeps with the model what is needed to choose a stage without task identity.
     """
 
     name: Name
@@ -306,6 +308,7 @@ class Recipe(Description):
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     compare: tuple[Name, ...] = ()
+    identity: bool = False
 
     @model_validator(mode="after")
     def _tasks_once(self) -> Self:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from flame_moe.continual import Learner
+from flame_moe.continual.identity_cost import IdentityCost, identity_cost
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.layout import MANIFEST
 from flame_moe.data.prepare import prepare
@@ -23,6 +25,8 @@ from flame_moe.runs import MODEL, Run, insist_on_run, open_store
 from flame_moe.schema import Task
 
 WRITERS = (".csv", ".parquet")
+AUTO, SURE = "auto", 0.9
+_ABOUT = {"id": pl.String, "certainty": pl.Float64}
 
 
 def evaluate(
@@ -54,6 +58,21 @@ def evaluate(
     return rows
 
 
+def identity(path: str | Path, *, store: Store | str | Path | None = None, split: str = "test") -> IdentityCost:
+    """How well a saved run chooses the task of a sample by itself, and what that costs.
+
+    Args:
+        path: the run folder.
+        store: labelled samples; default the run's own store.
+        split: train, val or test.
+
+    Raises:
+        FlameError: if run or store cannot be used, or the model was not learned with identity = true.
+    """
+    learner = Run.open(path).learner
+    return identity_cost(learner, open_store(learner.recipe, store, make=False), split)
+
+
 def predict(
     path: str | Path,
     data: str | Path,
@@ -69,7 +88,8 @@ def predict(
         path: the run folder.
         data: a store, or a folder of raw records; labels are not needed. Raw records are prepared in a temporary
             folder with the run's own options and scaled with the statistics of its training data.
-        tasks: default all of the run's.
+        tasks: default all of the run's; "auto" alone chooses for each sample the stage and family it belongs to, and
+            answers their tasks (see `flame_moe.continual.identity`).
         split: of a store; default all samples.
         out: where to write the table, as .csv or .parquet; a file that is there is replaced.
         say: told in a sentence for each rule of the source by which raw records were left out, and so not scored.
@@ -77,6 +97,7 @@ def predict(
     Returns:
         One row per sample and output: id, task, output (a class, label or value), probability (null for regression),
         value (natural units, null for classification). A binary task has one row per sample, for its positive class.
+        With "auto" also stage, family and certainty, the probability of this choice.
 
     Raises:
         FlameError: if run, data, task or file ending cannot be used.
@@ -86,14 +107,19 @@ def predict(
             f"cannot write '{Path(out).suffix}' files", where=str(out), mend="Name a .csv or .parquet file."
         )
     learner = Learner.load(insist_on_run(path) / MODEL)
-    wanted = [_task(learner, name).name for name in (tasks or learner.tasks)]
+    auto = tuple(tasks) == (AUTO,) and AUTO not in learner.tasks
+    wanted = [_task(learner, name).name for name in ((() if auto else tasks) or learner.tasks)]
     with tempfile.TemporaryDirectory(prefix="flame-predict-") as scratch:
         store = _store_to_score(learner, Path(data), Path(scratch) / "store")
         if say is not None and store.path.parent == Path(scratch):
             for step in Funnel.parse(store.manifest["funnel"]).steps:
                 if step.dropped:
                     say(f"{step.dropped:,} of {step.before:,} records are not scored, by the rule: {step.text}")
-        frames = [frame for name in wanted if (frame := _predict_task(learner, store, name, split)) is not None]
+        if auto:
+            frames = _predict_auto(learner, store, split, say)
+        else:
+            among = store.indices(None, split)
+            frames = [frame for name in wanted if (frame := _predict_task(learner, store, name, among)) is not None]
     if not frames:
         raise DataError("no sample has a modality that the tasks read", where=str(data))
     table = pl.concat(frames)
@@ -122,13 +148,36 @@ def _store_to_score(learner: Learner, data: Path, scratch: Path) -> Store:
     return prepare(config.source, data, scratch, options=config.options, tasks=config.tasks, require_labels=False)
 
 
-def _predict_task(learner: Learner, store: Store, name: str, split: str | None) -> pl.DataFrame | None:
+def _predict_auto(
+    learner: Learner, store: Store, split: str | None, say: Callable[[str], None] | None
+) -> list[pl.DataFrame]:
+    """Every sample answered by the tasks of the group that it belongs to."""
+    read = sorted({name for task in learner.tasks.values() for name in task.modalities} & set(store.modalities))
+    indices = store.indices(None, split, modalities=read)
+    choice = learner.choose(store, indices)
+    sure = choice.certainty.max(axis=1)
+    if say is not None and (sure < SURE).any():
+        doubtful = int((sure < SURE).sum())
+        say(f"{doubtful:,} of {len(sure):,} samples do not tell their task with a certainty of {SURE}; see 'certainty'")
+    frames = []
+    for g, group in enumerate(learner.groups):
+        rows = choice.group == g
+        about = pl.DataFrame({"id": store.ids(indices[rows]), "certainty": sure[rows]}, schema=_ABOUT)
+        about = about.with_columns(pl.lit(group.stage).alias("stage"), pl.lit(group.family).alias("family"))
+        for name in group.tasks:
+            frame = _predict_task(learner, store, name, indices[rows])
+            if frame is not None:
+                frames.append(frame.join(about, on="id", how="left", maintain_order="left"))
+    return frames
+
+
+def _predict_task(learner: Learner, store: Store, name: str, among: NDArray[np.int64]) -> pl.DataFrame | None:
     task = learner.tasks[name]
     for modality in task.modalities:
         if modality not in store.modalities:
             mend = "Score data that were prepared like the training data."
             raise DataError(f"the store has no modality '{modality}'", where=f"task '{name}', {store.path}", mend=mend)
-    indices = store.indices(None, split, modalities=task.modalities)
+    indices = among[np.logical_or.reduce([store.present(m)[among] for m in task.modalities])]
     if len(indices) == 0:
         return None
     got = learner.predict(store, name, indices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from flame_moe.continual.identity import Choice, Encoders, Group, choose, fit_groups, parse, plain
+from flame_moe.continual.identity import tensors as gaussians
 from flame_moe.continual.methods import Commit, MethodState, StageContext, concludes, make_method
+from flame_moe.continual.warm import Fingerprint, WarmStart, choose_source, fingerprint, start_warm
 from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.pretrained import starting_weights
@@ -32,7 +35,7 @@ from flame_moe.training.state import TrainingState, put
 
 KIND, VERSION = "flame-moe-model", 1
 STATE_KIND, STATE_VERSION = "flame-moe-training", 1
-_METHOD = "method|"
+_METHOD, _GROUPS = "method|", "group|"
 _RESTORE = "Restore the checkpoint from a backup."
 
 
@@ -48,6 +51,8 @@ class LearnedStage:
         trainable: part of the model -> number of parameters that were trained.
         epochs_run, best_epoch, seconds, history: of the training.
         commits: what became of each weight's update.
+        warm: what each task began with, if the method starts warm.
+        fingerprints: task -> where its training samples are routed, for the warm start of later stages.
     """
 
     index: int
@@ -60,6 +65,8 @@ class LearnedStage:
     seconds: float
     history: tuple[Mapping[str, Any], ...]
     commits: tuple[Commit, ...]
+    warm: tuple[WarmStart, ...] = ()
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 class Learner:
@@ -70,6 +77,7 @@ class Learner:
         model: the network.
         preprocessor: statistics of the training data each modality and task was first learned on.
         stages: what was learned so far, in order.
+        groups: what the training samples of each stage look like, kept with identity = true (see `choose`).
         variants: after a stage with select = "per_task": a learner per task, at that task's own best epoch.
 
     Example:
@@ -88,6 +96,7 @@ class Learner:
         self.model = Flame(recipe.model)
         self.preprocessor = Preprocessor({}, {})
         self.stages: list[LearnedStage] = []
+        self.groups: list[Group] = []
         self.variants: dict[str, Learner] = {}
 
     @property
@@ -154,10 +163,14 @@ class Learner:
             if before_commit is not None:
                 before_commit(self)
             commits = tuple(self.method.commit(self.model, record.index))
+            warm = self.recipe.method.warm_start
+            prints = self._fingerprints(store, record.tasks) if warm else {}
+            groups = fit_groups(self._encoders(), store, tasks, record.index) if self.recipe.identity else []
         except BaseException:
             (self.model, self.method), self.preprocessor, self.stages, self.variants = before
             raise
-        self.stages[-1] = replace(record, commits=commits)
+        self.stages[-1] = replace(record, commits=commits, fingerprints=prints)
+        self.groups += groups
         return self.stages[-1]
 
     def _train(
@@ -183,6 +196,7 @@ class Learner:
         for modality in new:
             if modality.pretrained is not None:
                 self.model.start_from(modality.name, starting_weights(modality.pretrained, modality.name))
+        warm = self._start_warm(store, index, tasks) if self.recipe.method.warm_start else ()
         self.method.begin(self.model, index, stage.tasks, names)
         context = self._context(index, stage.tasks, names, [m.name for m in new], problems, earlier)
         self.method.prepare(context)
@@ -211,6 +225,7 @@ class Learner:
             time.perf_counter() - began,
             tuple(fitted.history),
             (),
+            warm,
         )
         self.stages.append(record)
         self.variants = {task: self._variant(weights, context) for task, weights in fitted.per_task.items()}
@@ -224,6 +239,18 @@ class Learner:
         size = batch_size or max(self.recipe.train.batch_size, 256)
         loader = Loader(store, self.preprocessor, description, np.asarray(indices), size)
         return predict(self.model, loader.batches(None), description, cursor, self._scale(description))
+
+    def choose(self, store: Store, indices: ArrayLike) -> Choice:
+        """The group of `groups` that each sample belongs to, by what it has and looks like; see `continual.identity`.
+
+        Raises:
+            DataError: if the model keeps nothing to choose by, or a sample has no modality that any task reads.
+        """
+        if not self.groups:
+            mend = "Learn with identity = true in the recipe, or name the task."
+            raise DataError("the model keeps nothing to choose a task by", where="identity", mend=mend)
+        self._insist_on_modalities(store, self.model.modalities)
+        return choose(self.groups, self.tasks, self._encoders(), store, indices)
 
     def with_method(self, method: MethodConfig, store: Store | None = None) -> Learner:
         """A copy that goes on by another method; after the first stage all methods stand at the same model.
@@ -241,7 +268,7 @@ class Learner:
         twin = copy.deepcopy(self)
         twin.recipe = self.recipe.model_copy(update={"method": method})
         twin.method = make_method(method)
-        if self.stages and concludes(twin.method):
+        if self.stages and (concludes(twin.method) or method.warm_start):
             if store is None:
                 raise DataError(
                     f"the method '{method.name}' concludes from the first stage's samples", mend="Give them."
@@ -249,6 +276,8 @@ class Learner:
             first = self.stages[0]
             problems = {name: twin._problem(store, twin.tasks[name], 0) for name in first.tasks}
             twin.method.conclude(twin._context(0, first.tasks, first.modalities, first.new_modalities, problems, {}))
+        if self.stages and method.warm_start and store is not None:
+            twin.stages[0] = replace(self.stages[0], fingerprints=twin._fingerprints(store, self.stages[0].tasks))
         return twin
 
     def save(self, folder: str | Path) -> Path:
@@ -261,8 +290,10 @@ class Learner:
             "preprocessor": self.preprocessor.plain(),
             "structure": {name: part.structure() for name, part in growables(self.model)},
         }
+        manifest["groups"] = plain(self.groups)
         kept = self.method.state()
         tensors = self.model.state_dict() | {_METHOD + name: tensor for name, tensor in kept.tensors.items()}
+        tensors |= {_GROUPS + name: tensor for name, tensor in gaussians(self.groups).items()}
         return save_checkpoint(folder, tensors, {**manifest, "method": kept.meta}, kind=KIND, version=VERSION)
 
     @classmethod
@@ -295,15 +326,39 @@ class Learner:
             what = f"the manifest does not describe a model: {error.what}"
             raise CheckpointError(what, where=where, mend=_RESTORE) from None
         kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_METHOD)}
+        numbers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GROUPS)}
         match(learner.model.state_dict(), tensors, where)
         learner.model.load_state_dict(tensors, strict=True)
         learner.model.requires_grad_(False)
         state = MethodState({n.removeprefix(_METHOD): t for n, t in kept.items()}, manifest.get("method", {}))
         try:
+            found = {name.removeprefix(_GROUPS): tensor for name, tensor in numbers.items()}
+            learner.groups = parse(manifest.get("groups", []), found)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise CheckpointError("what samples look like is damaged", where=where, mend=_RESTORE) from None
+        try:
             learner.method.restore(learner.model, state)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError("the method's state is damaged", where=where, mend=_RESTORE) from None
         return learner
+
+    def _encoders(self) -> Encoders:
+        born = {name: stage.index for stage in self.stages for name in stage.new_modalities}
+        return Encoders(self.model, self.preprocessor, born)
+
+    def _fingerprints(self, store: Store, tasks: Iterable[str]) -> dict[str, Fingerprint]:
+        every = [(self.tasks[name], self.cursor(name)) for name in tasks]
+        return {
+            task.name: fingerprint(self.model, self.preprocessor, store, task, task, task.modalities, cursor)
+            for task, cursor in every
+        }
+
+    def _start_warm(self, store: Store, index: int, tasks: list[Task]) -> tuple[WarmStart, ...]:
+        known = {name: each for stage in self.stages for name, each in stage.fingerprints.items()}
+        cursors = {name: self.cursor(name) for name in known}
+        starts = [choose_source(self.model, self.preprocessor, store, task, known, cursors) for task in tasks]
+        start_warm(self.model, index, starts, cursors)
+        return tuple(starts) if index > 0 else ()
 
     def _insist_on_modalities(self, store: Store, names: Iterable[str]) -> None:
         """Refuse a store in which a modality that the model knows is something else."""
@@ -457,7 +512,12 @@ def _trainable(model: Flame) -> dict[str, int]:
 def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
     lists = {key: tuple(data[key]) for key in ("tasks", "modalities", "new_modalities", "history")}
     commits = tuple(Commit(**c) for c in data["commits"])
-    return LearnedStage(**{**data, **lists, "commits": commits})
+    warm = tuple(WarmStart(**{**w, "modalities": tuple(w["modalities"])}) for w in data.get("warm", ()))
+    prints = {
+        task: {name: tuple(values) for name, values in found.items()}
+        for task, found in data.get("fingerprints", {}).items()
+    }
+    return LearnedStage(**{**data, **lists, "commits": commits, "warm": warm, "fingerprints": prints})
 
 
 def _save_state(folder: Path, index: int, stage: Stage, base: str, state: TrainingState) -> None:

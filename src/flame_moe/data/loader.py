@@ -83,7 +83,7 @@ def make_batch(store: Store, preprocessor: Preprocessor, task: Task, indices: Ar
             where=f"task '{task.name}'",
             mend="Choose samples with `Store.indices`.",
         )
-    parts = {name: _pad(store, preprocessor, name, wanted) for name in task.modalities}
+    parts = {name: pad_modality(store, preprocessor, name, wanted) for name in task.modalities}
     return FlexiBatch(
         task=task.name,
         size=len(wanted),
@@ -95,21 +95,22 @@ def make_batch(store: Store, preprocessor: Preprocessor, task: Task, indices: Ar
 
 def to_device(batch: FlexiBatch, device: torch.device | str) -> FlexiBatch:
     """The batch with its tensors on a device."""
-    parts = {
-        name: ModalityBatch(
-            rows=part.rows.to(device),
-            values=part.values.to(device),
-            lengths=part.lengths.to(device),
-            times=None if part.times is None else part.times.to(device),
-            observed=None if part.observed is None else part.observed.to(device),
-        )
-        for name, part in batch.modalities.items()
-    }
+    parts = {name: part_to_device(part, device) for name, part in batch.modalities.items()}
     return batch._replace(modalities=parts, target=batch.target.to(device))
 
 
-def _pad(store: Store, preprocessor: Preprocessor, modality: str, wanted: NDArray[np.int64]) -> ModalityBatch | None:
-    """Write the packed steps of all samples to their places in (n, L, ...) with one assignment per array."""
+def part_to_device(part: ModalityBatch, device: torch.device | str) -> ModalityBatch:
+    """One modality of a batch with its tensors on a device."""
+    return ModalityBatch(*(None if tensor is None else tensor.to(device) for tensor in part))  # type: ignore[arg-type]
+
+
+def pad_modality(
+    store: Store, preprocessor: Preprocessor, modality: str, wanted: NDArray[np.int64]
+) -> ModalityBatch | None:
+    """One modality of some samples, scaled and padded; None where none of them has it.
+
+    The packed steps of all samples are written to their places in (n, L, ...) with one assignment per array.
+    """
     part = store.gather(modality, wanted)
     if len(part.rows) == 0:
         return None

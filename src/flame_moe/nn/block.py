@@ -166,5 +166,14 @@ class Block(nn.Module):
         even = torch.full((n, k), 1.0 / k, device=z.x.device)
         return Routing(index, even, even, even.sum(0))
 
+    def router(self, name: str) -> Router | None:
+        """The router of a modality, if it has one."""
+        key = self._router_key(name)
+        if key not in self.routers:
+            return None
+        router = self.routers[key]
+        assert isinstance(router, Router)
+        return router
+
     def _router_key(self, name: str) -> str:
         return _SHARED if self.preset.shared_router else name

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flame_moe.batch import FlexiBatch
+from flame_moe.batch import FlexiBatch, ModalityBatch
 from flame_moe.errors import RecipeError, nearest
 from flame_moe.nn.attention import positions
 from flame_moe.nn.block import PRESETS, Block
 from flame_moe.nn.encoders import ENCODERS, TokenEncoder
 from flame_moe.nn.fusion import Head
-from flame_moe.nn.gating import Routing
+from flame_moe.nn.gating import Router, Routing
 from flame_moe.nn.losses import balance_loss, interaction_loss
 from flame_moe.nn.moe import Sequences
 from flame_moe.nn.stacked import Growable, StackedNorm, growables
@@ -134,7 +134,7 @@ class Flame(nn.Module):
             out: Output = self.apart[batch.task](batch, cursor)
             return out
         names = [name for name in task.modalities if name in batch.modalities]
-        state = {name: self._enter(name, batch, cursor) for name in names}
+        state = {name: self.encode(name, batch.modalities[name], cursor) for name in names}
         routings: list[dict[str, Routing]] = []
         for block in self._blocks():
             state, routed = block(state, cursor)
@@ -147,10 +147,17 @@ class Flame(nn.Module):
     def before_experts(self, batch: FlexiBatch, cursor: int) -> Iterator[tuple[Block, dict[str, Sequences]]]:
         """What each block gives to its experts, modality -> Sequences, block after block."""
         names = [name for name in self.tasks[batch.task].modalities if name in batch.modalities]
-        state = {name: self._enter(name, batch, cursor) for name in names}
+        state = {name: self.encode(name, batch.modalities[name], cursor) for name in names}
         for block in self._blocks():
             yield block, block.attend(state, cursor)[1]
             state = block(state, cursor)[0]
+
+    def routers(self, modality: str) -> Iterator[Router]:
+        """The routers of a modality, block by block; none where nothing is routed."""
+        for block in self._blocks():
+            router = block.router(modality)
+            if router is not None:
+                yield router
 
     def growables(self, modalities: Iterable[str]) -> Iterator[tuple[str, Growable]]:
         """Everything that can grow and that tasks on these modalities reach: shared experts, their paths, attention."""
@@ -161,9 +168,10 @@ class Flame(nn.Module):
             if owner is None or owner in known:
                 yield name, part
 
-    def _enter(self, name: str, batch: FlexiBatch, cursor: int) -> Sequences:
+    def encode(self, name: str, part: ModalityBatch, cursor: int) -> Sequences:
+        """What the blocks get of one modality: (n, T, d) and its mask."""
         path = self._path(name)
-        x, mask = path.encoder(batch.modalities[name], cursor)
+        x, mask = path.encoder(part, cursor)
         x = path.enter(x * math.sqrt(self.config.width), cursor)
         if self.preset.positions:
             x = x + positions(x.shape[1], x.shape[2], x.device)

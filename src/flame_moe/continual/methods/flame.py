@@ -23,7 +23,7 @@ class FlameCL(Method):
     """
 
     name: ClassVar[str] = "flame"
-    keys: ClassVar[tuple[str, ...]] = ("rank",)
+    keys: ClassVar[tuple[str, ...]] = ("rank", "warm_start")
 
     def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
         model.add_router_heads(modalities, stage)
