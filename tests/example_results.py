@@ -25,6 +25,7 @@ from flame_moe.results import (
     Results,
     Routing,
     StageRecord,
+    Truncation,
 )
 from flame_moe.schema import Task
 
@@ -112,9 +113,28 @@ def example(
         routing=tuple(_routing(tasks, len(stream) - 1, rng)),
         calibration=tuple(_calibration(tasks, len(stream) - 1, rng)),
         commits=tuple(
-            Commit(stage=t, matrix=f"blocks.0.experts.{e}.up", rank=16, relative_error=float(rng.uniform(0.05, 0.3)))
+            Commit(
+                stage=t,
+                matrix=f"blocks.0.experts.{e}.up",
+                rank=16,
+                relative_error=float(rng.uniform(0.05, 0.3)),
+                functional_error=0.04,
+                parameters=16 * (64 + 128),
+            )
             for t in range(1, len(stream))
             for e in range(8)
+        ),
+        truncations=tuple(
+            Truncation(
+                stage=t,
+                task=task.name,
+                split="val",
+                before={"loss": 0.4, "auroc": 0.813, "f1": 0.421, "ece": 0.021},
+                after={"loss": 0.4, "auroc": 0.812, "f1": 0.406, "ece": 0.034},
+            )
+            for t, stage in enumerate(stream)
+            for task in stage
+            if t
         ),
         timings={"training": 412.7, "evaluation": 18.3},
         data=_data(tasks, rng) if data else None,

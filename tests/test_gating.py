@@ -237,3 +237,29 @@ def test_following_the_interaction_loss_spreads_or_concentrates(mode: str, falls
             assert x.grad is not None
             x -= 5.0 * x.grad
     assert bool(overlap() < before) is falls
+
+
+@pytest.mark.parametrize("combine", ["own", "mean", "sum", "max"])
+def test_heads_up_to_the_cursor_are_combined_as_said(combine: str) -> None:
+    """Clean logits head by head; later heads have no say, and a task of the first stage reads its head alone."""
+    made = Router(6, 4, 2, "softmax").eval()
+    for stage in (0, 2, 5):
+        made.add_head(stage, combine=combine)
+    x, mask = torch.randn(3, 5, 6), torch.ones(3, 5, dtype=torch.bool)
+    logits = {}
+    for stage in (0, 2):
+        head = made.head(stage)
+        pooled = temporal_attention_pool(x, mask, head.query)
+        logits[stage] = torch.stack([torch.stack([(z * w).sum() for w in head.gate]) for z in pooled])
+    both = torch.stack(list(logits.values()))
+    expected = {"own": both[1], "mean": both.mean(0), "sum": both.sum(0), "max": both.max(0).values}[combine]
+    assert torch.allclose(made(x, mask, 4).clean, expected.softmax(1), atol=1e-6)
+    assert torch.allclose(made(x, mask, 1).clean, logits[0].softmax(1), atol=1e-6)
+
+
+def test_a_counted_load_has_no_gradient_and_is_the_count() -> None:
+    made = Router(6, 4, 2, "laplace").train()
+    made.add_head(0, load="count")
+    routing = made(torch.randn(9, 5, 6), torch.ones(9, 5, dtype=torch.bool), 0)
+    assert not routing.load.requires_grad
+    assert routing.load.tolist() == torch.bincount(routing.chosen.flatten(), minlength=4).tolist()

@@ -682,6 +682,7 @@ def test_lora_at_equal_parameters_stores_as_much_as_flame_and_no_more(tiny_store
             for p in context.model.parameters():
                 if p.requires_grad:
                     p += 0.01 * torch.randn_like(p)
+        learner.method.compress(context)
         learner.method.commit(context.model, 1)
         grown = [part for name, part in growables(context.model) if name in before]
         numbers = sum(t.numel() for p in grown for n, t in p.state_dict().items() if "slice1" in n or n == "copies.1")

@@ -192,13 +192,27 @@ def test_labels_of_tasks_that_the_run_does_not_learn_are_left_out() -> None:
 
 
 def test_the_cost_of_truncation_is_told_for_the_split_it_was_measured_on() -> None:
-    committed = [e for e in SMALL.evaluations if (e.split, e.phase) == ("test", "committed")]
-    moved = [e.model_copy(update={"split": "val"}) for e in committed]
-    full = moved[-1].model_copy(update={"phase": "full_rank"})
-    table = tables.truncation(SMALL.model_copy(update={"evaluations": (*moved, full)}))
+    table = tables.truncation(SMALL)
     assert table is not None
-    assert [cell.text for cell in table.rows[0][2]][1] == "val"
-    assert tables.truncation(SMALL.model_copy(update={"evaluations": tuple(moved)})) is None
+    row = SMALL.truncations[0]
+    said = [[cell.text for cell in cells] for name, _, cells in table.rows if name == row.task]
+    assert said[0][:3] == [str(row.stage), row.split, "AUROC"]
+    assert [float(text) for text in said[0][3:]] == pytest.approx([row.before["auroc"], row.after["auroc"]], abs=1e-3)
+    assert {cells[2] for cells in said} == {"AUROC", "F1", "ECE"}
+    assert tables.truncation(SMALL.model_copy(update={"truncations": ()})) is None
+
+
+def test_the_numbers_that_a_stage_stores_are_summed_over_its_matrices() -> None:
+    commits = tables.commits(SMALL)
+    assert commits is not None
+    for name, _, cells in commits.rows:
+        own = [c for c in SMALL.commits if f"Stage {c.stage}" == name]
+        assert cells[0].text == str(len(own))
+        assert cells[2].text == f"{sum(c.parameters or 0 for c in own):,}"
+    old = [c.model_copy(update={"parameters": None}) for c in SMALL.commits]
+    before = tables.commits(SMALL.model_copy(update={"commits": tuple(old)}))
+    assert before is not None
+    assert before.rows[0][2][2].text == "\u2013"
 
 
 def test_the_figure_of_drift_shows_only_tasks_that_later_stages_could_have_changed() -> None:

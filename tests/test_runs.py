@@ -229,6 +229,7 @@ def test_a_wrong_recipe_writes_nothing(tiny_store: Store, tmp_path: Path) -> Non
         (recipe((("death",),), tasks={"days": {"weight": 2.0}}), "changes task 'days' but learns it in no stage"),
         (recipe((("death",),), tasks={"death": {"modalities": ["vitalz"]}}), "Did you mean 'vitals'"),
         (recipe((("death",),), compare=["finetun"]), "Did you mean 'finetune'"),
+        (recipe(TWO, method={"warmup": 0.5}, train={"epochs": 1}), "1 epochs cannot be divided"),
     ):
         with pytest.raises(RecipeError, match=message):
             run(plan, tmp_path / "run", store=tiny_store)

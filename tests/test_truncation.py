@@ -14,7 +14,7 @@ from torch import Tensor
 from flame_moe.continual.moments import Moment
 from flame_moe.continual.spectra import Spectrum, by_budget, by_energy, by_inputs, by_singular_values
 from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
-from flame_moe.nn.slices import LowRank, Ragged, pack
+from flame_moe.nn.slices import LowRank, Ragged, balanced, pack
 from flame_moe.nn.stacked import StackedMatrix
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -312,3 +312,44 @@ def test_a_fresh_low_rank_update_changes_nothing_and_can_train() -> None:
     assert matrix.active()[0].grad is not None
     assert bool(matrix.active()[0].grad.any())
     assert torch.is_tensor(fresh(matrix.shape, 5))
+
+
+def test_balancing_factors_changes_no_product() -> None:
+    matrix = ragged()
+    update = matrix.update()
+    assert isinstance(update, Ragged)
+    even = balanced(update)
+    assert isinstance(even, Ragged)
+    assert torch.allclose(even.dense(), update.dense(), atol=1e-6)
+    assert torch.allclose(even.a.norm(dim=0), even.b.norm(dim=1))
+    flat = balanced(LowRank(torch.zeros(2, 5, 3), torch.randn(2, 3, 4)))
+    assert isinstance(flat, LowRank)
+    assert bool(torch.isfinite(flat.b).all())
+
+
+@pytest.mark.parametrize("rank", [2, 9])
+def test_a_base_may_be_cut_to_factors_and_grow_on(rank: int) -> None:
+    matrix = StackedMatrix(3, 12, 10)
+    u, s, vh = torch.linalg.svd(matrix.base.detach().double(), full_matrices=False)
+    cut = (u[..., :rank] * s[:, None, :rank]) @ vh[:, :rank]
+    matrix.base.requires_grad_(False)
+    matrix.cut_base(by_weight(rank))
+    before = matrix.effective(0).clone()
+    stored = sum(t.numel() for t in matrix.state_dict().values())
+    if rank == 9:
+        # The factors would cost 9 * 22 of 120 numbers.
+        assert matrix.stages == ()
+        assert stored == 3 * 12 * 10
+    else:
+        assert torch.allclose(before.double(), cut, atol=1e-6)
+        assert stored == 3 * 2 * (12 + 10)
+    matrix.grow(1)
+    assert torch.equal(matrix.effective(1), before)
+    with torch.no_grad():
+        matrix.active()[0].normal_()
+    matrix.commit(by_weight(1))
+    assert torch.equal(matrix.effective(0), before)
+    twin = StackedMatrix(3, 12, 10)
+    twin.restore(matrix.structure())
+    twin.load_state_dict(matrix.state_dict(), strict=True)
+    assert all(torch.equal(twin.effective(c), matrix.effective(c)) for c in (0, 1))

@@ -61,6 +61,7 @@ class Recorder:
     routing: list[r.Routing] = field(default_factory=list)
     calibration: list[r.Calibration] = field(default_factory=list)
     commits: list[r.Commit] = field(default_factory=list)
+    truncations: list[r.Truncation] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     comparison: list[r.Comparison] = field(default_factory=list)
     data: r.DataSummary | None = None
@@ -70,7 +71,7 @@ class Recorder:
     def full_rank(self, learner: Learner) -> None:
         """Before the commit: the new tasks' metrics on validation, so that the cost of compression can be seen."""
         stage = learner.stages[-1]
-        if stage.index == 0:
+        if stage.index == 0 and learner.recipe.method.base_rank is None:
             return
         for name in stage.tasks:
             if name in self.stores:
@@ -110,6 +111,7 @@ class Recorder:
         self.tasks = dict(learner.tasks)
         self.stages.append(_stage_record(stage, peak_bytes))
         self.commits += [r.Commit(stage=stage.index, **c._asdict()) for c in stage.commits]
+        self.truncations += [r.Truncation(stage=stage.index, split="val", **c._asdict()) for c in stage.changes]
         self._size(learner, stage)
         for name in [name for s in learner.stages for name in s.tasks if name in self.stores]:
             own = learner.stages[learner.cursor(name)]
@@ -142,6 +144,7 @@ class Recorder:
             routing=tuple(self.routing),
             calibration=tuple(self.calibration),
             commits=tuple(self.commits),
+            truncations=tuple(self.truncations),
             timings=self.timings,
             data=self.data,
             comparison=tuple(self.comparison),
@@ -162,6 +165,7 @@ class Recorder:
             routing=list(results.routing),
             calibration=list(results.calibration),
             commits=list(results.commits),
+            truncations=list(results.truncations),
             timings=dict(results.timings),
             comparison=list(results.comparison),
             data=results.data,

@@ -169,13 +169,29 @@ class Calibration(Description):
 class Commit(Description):
     """One weight update truncated to `rank`: the relative Frobenius error |Delta - A B| / |Delta|.
 
-    `rank` is null where the update was stored dense, because factors would have cost as much.
+    `rank` is null where the update was stored dense, because factors would have cost as much; of a stack of matrices
+    that keep different ranks it is the largest, and `ranks` has each. `functional_error` is the relative root mean
+    square of what the outputs lost on the training inputs; null where these were not gathered. `parameters` is what is
+    stored; null in files written before it was recorded.
     """
 
     stage: Count
     matrix: str
     rank: Count | None
     relative_error: Number
+    functional_error: Number | None = None
+    ranks: tuple[Count | None, ...] = ()
+    parameters: Count | None = None
+
+
+class Truncation(Description):
+    """Metrics of a task of a stage on one split, just before and just after the updates of the stage were truncated."""
+
+    stage: Count
+    task: str
+    split: str
+    before: dict[str, Number]
+    after: dict[str, Number]
 
 
 class Prevalence(Description):
@@ -261,6 +277,7 @@ class Results(Description):
     routing: tuple[Routing, ...] = ()
     calibration: tuple[Calibration, ...] = ()
     commits: tuple[Commit, ...] = ()
+    truncations: tuple[Truncation, ...] = ()
     timings: dict[str, Number] = Field(default_factory=dict)
     data: DataSummary | None = None
     comparison: tuple[Comparison, ...] = ()
@@ -272,6 +289,7 @@ class Results(Description):
         named = {task for stage in self.stages for task in stage.tasks}
         named |= {row.task for row in self.evaluations} | {row.task for row in self.drift}
         named |= {row.task for row in self.routing} | {row.task for row in self.calibration}
+        named |= {row.task for row in self.truncations}
         for other in self.comparison:
             named |= {row.task for row in other.evaluations} | {row.task for row in other.drift}
         if unknown := sorted(named - known):

@@ -98,7 +98,9 @@ def check(recipe: Recipe, store: Store) -> None:
                 f"the recipe changes task '{name}' but learns it in no stage", mend=nearest(name, learned)
             )
     for config in (recipe.method, *(alike(name, recipe.method) for name in recipe.compare)):
-        make_method(config)
+        method = make_method(config)
+        for index, stage in enumerate(recipe.stages):
+            method.rounds(index, stage.settings(recipe.train).epochs)
 
 
 def open_store(recipe: Recipe, store: Store | str | Path | None = None, *, make: bool = True) -> Store:

@@ -277,10 +277,23 @@ class TrainConfig(Description):
     bootstrap: Annotated[int, Field(ge=0)] = 500
 
 
+METHOD_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"rank": 32},
+    "reference": {"rank": 32, "base_rank": 32, "router": "mean", "router_heads": "all", "load": "count"},
+}
+"""Two readings of FLAME-CL: as the paper tells it, and what its published code does (docs/continual.md)."""
+
+
 class MethodConfig(Description):
-    """How a later stage is learned (`flame_moe.continual.methods`)."""
+    """How a later stage is learned (`flame_moe.continual.methods`).
+
+    A preset stands for values of other keys; a key that is given goes before it.
+    """
 
     name: Name = "flame"
+    preset: Literal["paper", "reference"] | None = None
+    truncation: Literal["weight", "activation", "none"] = "weight"
+    keep: Literal["rank", "energy", "budget"] = "rank"
     rank: Annotated[int, Field(ge=0)] | None = 16
     strength: Annotated[float, Field(ge=0)] | None = None
     decay: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -290,6 +303,34 @@ class MethodConfig(Description):
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     experts: Annotated[int, Field(ge=1)] | None = None
     warm_start: bool = False
+    energy: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    budget: Annotated[float, Field(gt=0.0)] = 0.1
+    bias_correction: bool = False
+    warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    recalibrate: Annotated[int, Field(ge=0)] = 0
+    base_rank: Annotated[int, Field(ge=1)] | None = None
+    router: Literal["own", "mean", "sum", "max"] = "own"
+    router_heads: Literal["stage", "all"] = "stage"
+    load: Literal["expected", "count"] = "expected"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, data: Any) -> Any:
+        known = isinstance(data, dict) and isinstance(data.get("preset"), str) and data["preset"] in METHOD_PRESETS
+        return {**METHOD_PRESETS[data["preset"]], **data} if known else data
+
+    @model_validator(mode="after")
+    def _decided(self) -> Self:
+        for key in ("energy", "budget"):
+            if self.keep != key and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"'{key}' is set but keep = '{self.keep}' decides: set keep = '{key}', or leave it out"
+                )
+        if self.budget > 1 and self.budget != int(self.budget):
+            raise ValueError(f"a budget of {self.budget} numbers: give a whole number, or a share below 1")
+        if self.warmup == 0 and self.keep != "rank":
+            raise ValueError(f"warmup = 0 trains factors from zero, so only a rank can size them, not an {self.keep}")
+        return self
 
 
 class Recipe(Description):

@@ -27,7 +27,7 @@ class PartSize(NamedTuple):
     Attributes:
         part: encoders (with their norms), experts, attention, routers or heads.
         live_parameters: numbers that a forward at the newest cursor reads: one dense matrix per stacked weight, one
-            copy of each small vector, one head per router, and all task heads.
+            copy of each small vector, one head per router (all where they are combined), and all task heads.
         stored_parameters: numbers in the checkpoint: bases, slices, all copies and all heads.
         inference_parameters: those of the stored numbers that a forward of any task reads (accounting A).
         method_parameters: those of them in weights that can grow (accounting B).
@@ -92,7 +92,7 @@ def _live(module: nn.Module) -> int:
     if isinstance(module, StageVector):
         return next(iter(module.copies.values())).numel()
     if isinstance(module, Router):
-        return _read(next(iter(module.heads.values())))
+        return sum(map(_read, module.read(max(int(stage) for stage in module.heads))))
     if isinstance(module, Head):
         return _read(module)
     own = sum(p.numel() for p in module.parameters(recurse=False))

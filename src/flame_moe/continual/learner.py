@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from flame_moe.continual.identity import Choice, Encoders, Group, choose, fit_groups, parse, plain
 from flame_moe.continual.identity import tensors as gaussians
 from flame_moe.continual.methods import Commit, MethodState, StageContext, concludes, make_method
+from flame_moe.continual.rounds import Change, Progress, Saved, compress, train
 from flame_moe.continual.warm import Fingerprint, WarmStart, choose_source, fingerprint, start_warm
 from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
@@ -27,14 +28,13 @@ from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import growables
 from flame_moe.schema import MethodConfig, Modality, Recipe, Stage, Task
 from flame_moe.training.checkpoint import hash_tensors, load_checkpoint, match, save_checkpoint
-from flame_moe.training.engine import Prediction, fit, predict
+from flame_moe.training.engine import Prediction, predict
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import seed_torch
-from flame_moe.training.state import TrainingState, put
+from flame_moe.training.state import put
 
 KIND, VERSION = "flame-moe-model", 1
-STATE_KIND, STATE_VERSION = "flame-moe-training", 1
 _METHOD, _GROUPS = "method|", "group|"
 _RESTORE = "Restore the checkpoint from a backup."
 
@@ -51,6 +51,7 @@ class LearnedStage:
         trainable: part of the model -> number of parameters that were trained.
         epochs_run, best_epoch, seconds, history: of the training.
         commits: what became of each weight's update.
+        changes: what the compression of the updates did to the stage's tasks; empty where nothing was compressed.
         warm: what each task began with, if the method starts warm.
         fingerprints: task -> where its training samples are routed, for the warm start of later stages.
     """
@@ -64,7 +65,8 @@ class LearnedStage:
     best_epoch: int
     seconds: float
     history: tuple[Mapping[str, Any], ...]
-    commits: tuple[Commit, ...]
+    commits: tuple[Commit, ...] = ()
+    changes: tuple[Change, ...] = ()
     warm: tuple[WarmStart, ...] = ()
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
@@ -156,20 +158,24 @@ class Learner:
                 Whatever ends a stage early, the learner is afterwards what it was before.
         """
         tasks, modalities = self.resolve(store, stage)
+        self.method.rounds(len(self.stages), stage.settings(self.recipe.train).epochs)
         again = self._earlier({name: (earlier or {}).get(name, store) for name in self.tasks})
         before = (copy.deepcopy((self.model, self.method)), self.preprocessor, list(self.stages), self.variants)
         try:
-            record = self._train(store, stage, tasks, modalities, again, monitor or Monitor(), state_folder)
-            if before_commit is not None:
-                before_commit(self)
-            commits = tuple(self.method.commit(self.model, record.index))
-            warm = self.recipe.method.warm_start
-            prints = self._fingerprints(store, record.tasks) if warm else {}
-            groups = fit_groups(self._encoders(), store, tasks, record.index) if self.recipe.identity else []
+            context, progress = self._train(store, stage, tasks, modalities, again, monitor or Monitor(), state_folder)
+            commits, changes = progress.commits, progress.changes
+            if not progress.compressed:
+                if before_commit is not None:
+                    before_commit(self)
+                commits, changes = compress(self.method, context)
+            commits = [*commits, *self.method.commit(self.model, context.stage)]
+            prints = self._fingerprints(store, stage.tasks) if self.recipe.method.warm_start else {}
+            groups = fit_groups(self._encoders(), store, tasks, context.stage) if self.recipe.identity else []
         except BaseException:
             (self.model, self.method), self.preprocessor, self.stages, self.variants = before
             raise
-        self.stages[-1] = replace(record, commits=commits, fingerprints=prints)
+        record = replace(self.stages[-1], commits=tuple(commits), changes=tuple(changes))
+        self.stages[-1] = replace(record, fingerprints=prints)
         self.groups += groups
         return self.stages[-1]
 
@@ -182,7 +188,7 @@ class Learner:
         earlier: Mapping[str, Problem],
         monitor: Monitor,
         state_folder: Path | None,
-    ) -> LearnedStage:
+    ) -> tuple[StageContext, Progress]:
         """Everything of a stage but its commit."""
         began = time.perf_counter()
         base = "" if state_folder is None else hash_tensors(self.model.state_dict())
@@ -201,19 +207,9 @@ class Learner:
         context = self._context(index, stage.tasks, names, [m.name for m in new], problems, earlier)
         self.method.prepare(context)
         trainable = _trainable(self.model)
-        fitted = fit(
-            self.model,
-            self.method.problems(context),
-            config,
-            stage=index,
-            seed=self.recipe.seed,
-            monitor=monitor,
-            hooks=self.method,
-            resume=_load_state(state_folder, index, stage, base),
-            save=None if state_folder is None else lambda state: _save_state(state_folder, index, stage, base, state),
+        fitted, progress = train(
+            self.method, context, config, saved=Saved(state_folder, index, stage.tasks, base), monitor=monitor
         )
-        # The last step's gradients are as large as the model and of no more use.
-        self.model.zero_grad(set_to_none=True)
         record = LearnedStage(
             index,
             stage.tasks,
@@ -224,13 +220,13 @@ class Learner:
             fitted.best_epoch,
             time.perf_counter() - began,
             tuple(fitted.history),
-            (),
-            warm,
+            warm=warm,
         )
         self.stages.append(record)
-        self.variants = {task: self._variant(weights, context) for task, weights in fitted.per_task.items()}
+        variants = {task: self._variant(weights, context, progress) for task, weights in fitted.per_task.items()}
+        self.variants = variants
         self.method.conclude(context)
-        return record
+        return context, progress
 
     def predict(self, store: Store, task: str, indices: ArrayLike, batch_size: int | None = None) -> Prediction:
         """What the model says of some samples of a store for one task, read at the task's own cursor."""
@@ -276,8 +272,10 @@ class Learner:
             first = self.stages[0]
             problems = {name: twin._problem(store, twin.tasks[name], 0) for name in first.tasks}
             twin.method.conclude(twin._context(0, first.tasks, first.modalities, first.new_modalities, problems, {}))
+        if twin.stages:
+            twin.stages[0] = replace(twin.stages[0], commits=tuple(twin.method.commit(twin.model, 0)))
         if self.stages and method.warm_start and store is not None:
-            twin.stages[0] = replace(self.stages[0], fingerprints=twin._fingerprints(store, self.stages[0].tasks))
+            twin.stages[0] = replace(twin.stages[0], fingerprints=twin._fingerprints(store, self.stages[0].tasks))
         return twin
 
     def save(self, folder: str | Path) -> Path:
@@ -286,7 +284,7 @@ class Learner:
             "recipe": self.recipe.plain(),
             "modalities": [m.plain() for m in self.model.modalities.values()],
             "tasks": [t.plain() for t in self.tasks.values()],
-            "stages": [{**asdict(s), "commits": [c._asdict() for c in s.commits]} for s in self.stages],
+            "stages": [_plain_stage(s) for s in self.stages],
             "preprocessor": self.preprocessor.plain(),
             "structure": {name: part.structure() for name, part in growables(self.model)},
         }
@@ -429,10 +427,13 @@ class Learner:
     def _scale(self, task: Task) -> Any:
         return self.preprocessor.target_scale(task.name) if task.kind == "regression" else None
 
-    def _variant(self, weights: Mapping[str, torch.Tensor], context: StageContext) -> Learner:
+    def _variant(self, weights: Mapping[str, torch.Tensor], context: StageContext, progress: Progress) -> Learner:
         twin = copy.deepcopy(self)
         put(twin.model, weights)
-        twin.method.conclude(replace(context, model=twin.model))
+        own = replace(context, model=twin.model)
+        twin.method.conclude(own)
+        if not progress.compressed:
+            twin.method.compress(own)
         twin.method.commit(twin.model, len(twin.stages) - 1)
         return twin
 
@@ -509,32 +510,19 @@ def _trainable(model: Flame) -> dict[str, int]:
     return counts
 
 
+def _plain_stage(stage: LearnedStage) -> dict[str, Any]:
+    rows = {"commits": [c._asdict() for c in stage.commits], "changes": [c._asdict() for c in stage.changes]}
+    return {**asdict(stage), **rows}
+
+
 def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
     lists = {key: tuple(data[key]) for key in ("tasks", "modalities", "new_modalities", "history")}
-    commits = tuple(Commit(**c) for c in data["commits"])
+    commits = tuple(Commit.parse(row) for row in data["commits"])
+    changes = tuple(Change(**row) for row in data.get("changes", ()))
     warm = tuple(WarmStart(**{**w, "modalities": tuple(w["modalities"])}) for w in data.get("warm", ()))
     prints = {
         task: {name: tuple(values) for name, values in found.items()}
         for task, found in data.get("fingerprints", {}).items()
     }
-    return LearnedStage(**{**data, **lists, "commits": commits, "warm": warm, "fingerprints": prints})
-
-
-def _save_state(folder: Path, index: int, stage: Stage, base: str, state: TrainingState) -> None:
-    manifest = {"stage": index, "tasks": list(stage.tasks), "base": base, "state": state.meta()}
-    save_checkpoint(folder, state.tensors(), manifest, kind=STATE_KIND, version=STATE_VERSION)
-
-
-def _load_state(folder: Path | None, index: int, stage: Stage, base: str) -> TrainingState | None:
-    if folder is None or not folder.exists():
-        return None
-    tensors, manifest = load_checkpoint(folder, kind=STATE_KIND, version=STATE_VERSION)
-    found, tasks = manifest.get("stage"), manifest.get("tasks") or []
-    if (found, tasks) != (index, list(stage.tasks)):
-        of = f"stage {found} ({', '.join(tasks)}), not of stage {index} ({', '.join(stage.tasks)})"
-        mend = "Remove it to start the stage anew."
-        raise CheckpointError(f"the saved training state is of {of}", where=str(folder), mend=mend)
-    if manifest.get("base") != base:
-        what = "the saved training state was begun on another model"
-        raise CheckpointError(what, where=str(folder), mend="Remove it to start the stage anew.")
-    return TrainingState.rebuild(tensors, manifest["state"])
+    rows = {"commits": commits, "changes": changes, "warm": warm, "fingerprints": prints}
+    return LearnedStage(**{**data, **lists, **rows})

@@ -95,12 +95,17 @@ def gather(
         model.train(was_training)
 
 
+def tables(model: Flame) -> set[StackedMatrix]:
+    """Weights of which rows are picked, instead of being multiplied with."""
+    return {module.weight for module in model.modules() if isinstance(module, StackedEmbedding)}
+
+
 @contextmanager
 def _watched(model: Flame, names: set[str] | None) -> Iterator[Mapping[str, _Sums]]:
-    tables = {module.weight for module in model.modules() if isinstance(module, StackedEmbedding)}
+    picked = tables(model)
     matrices = {name: m for name, m in model.named_modules() if isinstance(m, StackedMatrix)}
     chosen = {name: m for name, m in matrices.items() if names is None or name in names}
-    sums = {name: _Sums(m, table=m in tables) for name, m in chosen.items()}
+    sums = {name: _Sums(m, table=m in picked) for name, m in chosen.items()}
     try:
         for name, matrix in chosen.items():
             matrix.observer = sums[name]

@@ -98,7 +98,9 @@ class Block(nn.Module):
         """Norms and attention of a modality that first appears at `stage`."""
         self.layers[name] = ModalityLayer(self.config, stage)
 
-    def add_router_head(self, name: str, stage: int, *, experts: int | None = None, combine: str = "own") -> None:
+    def add_router_head(
+        self, name: str, stage: int, *, experts: int | None = None, combine: str = "own", load: str = "expected"
+    ) -> None:
         """A router head for the tasks of `stage` on this modality (one for all with a shared router)."""
         if self.preset.experts != "routed":
             return
@@ -109,7 +111,7 @@ class Block(nn.Module):
         router = self.routers[key]
         assert isinstance(router, Router)
         if str(stage) not in router.heads:
-            router.add_head(stage, experts=experts, combine=combine)
+            router.add_head(stage, experts=experts, combine=combine, load=load)
 
     def forward(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Sequences], dict[str, Routing]]:
         """Transform every modality's sequences; also returns where they were routed."""

@@ -60,23 +60,32 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def noisy_top_k(clean: Tensor, sigma: Tensor | None, k: int) -> Routing:
+COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda clean: clean.mean(0),
+    "sum": lambda clean: clean.sum(0),
+    "max": lambda clean: clean.amax(0),
+}
+"""How the noise-free logits (heads, n, E) of several heads become (n, E); "own" takes the newest head's alone."""
+
+
+def noisy_top_k(clean: Tensor, sigma: Tensor | None, k: int, *, count: bool = False) -> Routing:
     """Choose the k largest logits, after adding sigma * N(0, 1) when sigma is given (Shazeer et al. 2017).
 
     Ties go to the lower expert index. The load estimate is sum_n P(expert e would be chosen under fresh noise),
-    differentiable in logits and sigma; without noise, or with k = E, it is the plain count.
+    differentiable in logits and sigma; without noise, with k = E, or with `count`, it is the plain count.
 
     Args:
         clean: (n, E) logits.
         sigma: (n, E) positive noise scales (training), or None (evaluation).
         k: experts per sequence, 1 <= k <= E.
+        count: take hard counts for the load, which have no gradient.
     """
     experts = clean.shape[1]
     logits = clean if sigma is None else clean + sigma * torch.randn_like(clean)
     ordered, order = torch.sort(logits, dim=1, descending=True, stable=True)
     index = order[:, :k]
     gates = torch.softmax(ordered[:, :k], dim=1)
-    if sigma is None or k == experts:
+    if sigma is None or k == experts or count:
         load = torch.zeros_like(clean).scatter(1, index, 1.0).sum(0)
     else:
         load = _expected_load(clean, logits, sigma, ordered[:, k - 1], ordered[:, k])
@@ -98,12 +107,16 @@ class RouterHead(nn.Module):
         experts: E.
         zero: start with all experts tied, as the published code does; default small random weights.
         combine: "own": its tasks read this head alone; "append": this head scores the experts that come after those of
-            the heads before it, and its tasks read all of them side by side.
+            the heads before it, and its tasks read all of them side by side; or how its tasks mix its logits with those
+            of the heads before it (`COMBINE`).
+        load: "expected" (see `noisy_top_k`) or "count".
     """
 
-    def __init__(self, width: int, experts: int, *, zero: bool = False, combine: str = "own") -> None:
+    def __init__(
+        self, width: int, experts: int, *, zero: bool = False, combine: str = "own", load: str = "expected"
+    ) -> None:
         super().__init__()
-        self.combine = combine
+        self.combine, self.load = combine, load
         self.query = nn.Parameter(torch.randn(width))
         start = torch.zeros(experts, width) if zero else torch.randn(experts, width) * width**-0.5
         self.gate = nn.Parameter(start)
@@ -121,7 +134,7 @@ class Router(nn.Module):
         self.width, self.experts, self.k, self.gate, self.zero = width, experts, k, gate, zero
         self.heads = nn.ModuleDict()
 
-    def add_head(self, stage: int, *, experts: int | None = None, combine: str = "own") -> None:
+    def add_head(self, stage: int, *, experts: int | None = None, combine: str = "own", load: str = "expected") -> None:
         """A fresh head for the tasks of `stage` (see `RouterHead`); heads of earlier stages are not touched.
 
         Args:
@@ -129,10 +142,11 @@ class Router(nn.Module):
             experts: how many there are to choose from; default those of the pool. With "append" the heads so far have
                 scored the first of them, and the new head scores the rest.
             combine: see `RouterHead`.
+            load: see `RouterHead`.
         """
         scored = sum(len(head.gate) for head in self.read(stage)) if combine == "append" and self.heads else 0
         rows = (self.experts if experts is None else experts) - scored
-        self.heads[str(stage)] = RouterHead(self.width, rows, zero=self.zero, combine=combine)
+        self.heads[str(stage)] = RouterHead(self.width, rows, zero=self.zero, combine=combine, load=load)
 
     def head(self, cursor: int) -> RouterHead:
         """The head of the greatest stage <= cursor."""
@@ -148,17 +162,22 @@ class Router(nn.Module):
         return [self.head(stage) for stage in sorted(int(s) for s in self.heads) if stage <= cursor]
 
     def forward(self, x: Tensor, mask: Tensor, cursor: int) -> Routing:
-        """(n, T, d), (n, T) -> Routing of n sequences."""
+        """(n, T, d), (n, T) -> Routing of n sequences; noise is the newest head's, or of appended heads their own."""
         heads = self.read(cursor)
+        own = heads[-1]
         with torch.autocast(x.device.type, enabled=False):
             pooled = [temporal_attention_pool(x.float(), mask, head.query) for head in heads]
-            clean = _beside([GATES[self.gate](p, head.gate) for p, head in zip(pooled, heads, strict=True)])
+            clean = _together([GATES[self.gate](p, head.gate) for p, head in zip(pooled, heads, strict=True)], own)
             sigma = None
             if self.training:
-                noise = _beside([p @ head.noise.T for p, head in zip(pooled, heads, strict=True)])
-                sigma = F.softplus(noise) + _NOISE_FLOOR
-            return noisy_top_k(clean, sigma, min(self.k, clean.shape[1]))
+                noise = [p @ head.noise.T for p, head in zip(pooled, heads, strict=True)]
+                mixed = torch.cat(noise, dim=1) if own.combine == "append" else noise[-1]
+                sigma = F.softplus(mixed) + _NOISE_FLOOR
+            return noisy_top_k(clean, sigma, min(self.k, clean.shape[1]), count=own.load == "count")
 
 
-def _beside(logits: list[Tensor]) -> Tensor:
-    return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+def _together(logits: list[Tensor], own: RouterHead) -> Tensor:
+    """Noise-free logits of the heads that a task reads, as its own head says."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.cat(logits, dim=1) if own.combine == "append" else COMBINE[own.combine](torch.stack(logits))

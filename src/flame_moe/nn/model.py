@@ -85,12 +85,18 @@ class Flame(nn.Module):
                 encoder.reader.module.load_state_dict(weights, strict=True)
 
     def add_router_heads(
-        self, modalities: Iterable[str], stage: int, *, experts: int | None = None, combine: str = "own"
+        self,
+        modalities: Iterable[str],
+        stage: int,
+        *,
+        experts: int | None = None,
+        combine: str = "own",
+        load: str = "expected",
     ) -> None:
         """Router heads of `stage` for these modalities, in every block (see `nn.gating.Router.add_head`)."""
         for name in modalities:
             for block in self._blocks():
-                block.add_router_head(name, stage, experts=experts, combine=combine)
+                block.add_router_head(name, stage, experts=experts, combine=combine, load=load)
 
     def add_task(self, task: Task) -> None:
         """A head for a task; its modalities must be there.

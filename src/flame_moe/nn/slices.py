@@ -110,7 +110,7 @@ def allocate(kind: Kind, shape: torch.Size, like: Tensor) -> LowRank | Ragged | 
     if isinstance(kind, str):
         if kind != "dense":
             raise ValueError(f"a slice of kind '{kind}' is not known")
-        return torch.empty_like(like)
+        return like.new_empty(shape)
     if isinstance(kind, int):
         return LowRank(like.new_empty((*lead, out, kind)), like.new_empty((*lead, kind, width)))
     total = sum(rank or 0 for rank in kind)
@@ -118,6 +118,15 @@ def allocate(kind: Kind, shape: torch.Size, like: Tensor) -> LowRank | Ragged | 
     return Ragged(
         tuple(kind), like.new_empty(out, total), like.new_empty(total, width), like.new_empty(dense, out, width)
     )
+
+
+def balanced(part: LowRank | Ragged | Tensor) -> LowRank | Ragged | Tensor:
+    """The same update with the length of each direction shared evenly by its two factors, so that both train alike."""
+    if isinstance(part, Tensor):
+        return part
+    long, wide = part.a.norm(dim=-2), part.b.norm(dim=-1)
+    scale = torch.where((long > 0) & (wide > 0), (wide / long).sqrt(), 1.0)
+    return part._replace(a=part.a * scale[..., None, :], b=part.b / scale[..., :, None])
 
 
 def ranks_of(part: Slice, matrices: int) -> tuple[int | None, ...]:

@@ -61,6 +61,8 @@ class StackedMatrix(Growable):
     The update in progress is dense when it begins (`delta`); `compress` may turn it into factors that train on
     (`delta_a`, `delta_b`, and `delta_dense` for the matrices of a stack that stay dense).
 
+    A base may itself be cut to factors (`cut_base`); it is then empty and its stage has a slice like any other.
+
     Args:
         shape: (..., out, in).
         stage: the stage in which the base is trained.
@@ -80,6 +82,7 @@ class StackedMatrix(Growable):
     def __init__(self, *shape: int, stage: int = 0, bound: float | None = None) -> None:
         super().__init__()
         limit = 1.0 / math.sqrt(shape[-1]) if bound is None else bound
+        self.shape = torch.Size(shape)
         self.base = nn.Parameter(torch.empty(shape).uniform_(-limit, limit))
         self.base_stage = stage
         self.delta: nn.Parameter | None
@@ -88,11 +91,6 @@ class StackedMatrix(Growable):
         self._kind: Kind = "dense"
         self._slices: dict[int, Kind] = {}
         self._cache: OrderedDict[int, tuple[tuple[int, ...], Tensor]] = OrderedDict()
-
-    @property
-    def shape(self) -> torch.Size:
-        """(..., out, in)."""
-        return self.base.shape
 
     @property
     def matrices(self) -> int:
@@ -136,7 +134,7 @@ class StackedMatrix(Growable):
         if self._slices and stage <= max(self._slices):
             raise RuntimeError(f"stage {stage} does not come after stage {max(self._slices)}")
         self.base.requires_grad_(False)
-        self.delta = nn.Parameter(torch.zeros_like(self.base))
+        self.delta = nn.Parameter(self.base.new_zeros(self.shape))
         self.delta_stage = stage
 
     def compress(self, part: Slice) -> None:
@@ -151,6 +149,16 @@ class StackedMatrix(Growable):
         for name, tensor in tensors(part).items():
             parameter = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
             self.register_parameter("delta" if self._kind == "dense" else f"delta_{name}", parameter)
+
+    @torch.no_grad()
+    def cut_base(self, factorise: Factorise) -> Slice:
+        """Put a compressed form in the place of the base, and return it; a dense one leaves the base as it is."""
+        part = factorise(self.base)
+        if not isinstance(part, LowRank | Ragged):
+            return part
+        self._write(self.base_stage, part)
+        self.base = nn.Parameter(self.base.new_empty(0), requires_grad=False)
+        return part
 
     @torch.no_grad()
     def commit(self, factorise: Factorise | None = None) -> float | None:
@@ -171,12 +179,15 @@ class StackedMatrix(Growable):
 
     def structure(self) -> dict[str, Any]:
         kinds = {str(s): kind for s, kind in self._slices.items()}
-        plain = {"base_stage": self.base_stage, "slices": kinds, "delta": self.delta_stage}
+        plain: dict[str, Any] = {"base_stage": self.base_stage, "slices": kinds, "delta": self.delta_stage}
         return plain if self._kind == "dense" else {**plain, "update": self._kind}
 
     def restore(self, structure: dict[str, Any]) -> None:
+        self._end()
         self.base_stage = int(structure["base_stage"])
         self.base.requires_grad_(False)
+        if str(self.base_stage) in structure["slices"]:
+            self.base = nn.Parameter(self.base.new_empty(0), requires_grad=False)
         for stage, kind in structure["slices"].items():
             self._write(int(stage), allocate(kind, self.shape, self.base))
         if structure["delta"] is not None:
@@ -208,7 +219,7 @@ class StackedMatrix(Growable):
     def _frozen(self, stages: tuple[int, ...]) -> Tensor:
         """Base plus the given slices, added in order so that every prefix is reused bit for bit."""
         if not stages:
-            return self.base
+            return self.base if self.base.numel() else self.base.new_zeros(self.shape)
         versions = self._versions(stages)
         hit = self._cache.get(stages[-1])
         if hit is not None and hit[0] == versions and not self.base.requires_grad:

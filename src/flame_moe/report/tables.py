@@ -182,26 +182,26 @@ def commits(results: Results) -> Table | None:
         of_stage = [c for c in results.commits if c.stage == index]
         worst = max(of_stage, key=lambda c: -1.0 if math.isnan(c.relative_error) else c.relative_error)
         rank = "dense" if worst.rank is None else str(worst.rank)
-        cells = [Cell(str(len(of_stage)), derived=True), Cell(rank), Cell(number(worst.relative_error))]
-        rows.append((f"Stage {index}", "", [*cells, Cell(worst.matrix)]))
-    head = ("Stage", "Matrices", "Rank of the worst", "Its relative error", "Which")
+        dense = sum(c.rank is None for c in of_stage)
+        kept = None if any(c.parameters is None for c in of_stage) else sum(c.parameters or 0 for c in of_stage)
+        sums = (str(len(of_stage)), str(dense), "\u2013" if kept is None else f"{kept:,}")
+        function = "\u2013" if worst.functional_error is None else number(worst.functional_error)
+        cells = [Cell(rank), Cell(number(worst.relative_error)), Cell(function), Cell(worst.matrix)]
+        rows.append((f"Stage {index}", "", [*(Cell(text, derived=True) for text in sums), *cells]))
+    head = ("Stage", "Matrices", "Dense", "Numbers kept", "Rank of the worst", "Its error", "Of its function", "Which")
     return Table("Truncation of the stage's update to low rank", head, rows, [])
 
 
 def truncation(results: Results) -> Table | None:
-    """Primary metric at full rank and as committed, for stages and splits where both were measured."""
+    """Metrics of a stage's tasks just before and just after its updates were cut, on validation."""
     rows = []
-    for full in (e for e in results.evaluations if e.phase == "full_rank"):
-        metric = PRIMARY[_task(results, full.task).kind]
-        place = (full.task, full.after_stage, full.split)
-        committed = [e for e in results.evaluations if e.phase == "committed"]
-        kept = [e for e in committed if (e.task, e.after_stage, e.split) == place]
-        if kept and metric in full.metrics and metric in kept[0].metrics:
-            before, after = full.metrics[metric], kept[0].metrics[metric]
-            said = (str(full.after_stage), full.split, metric_title(metric), number(before), number(after))
-            rows.append((full.task, "", [Cell(text) for text in said]))
-    head = ("Task", "Stage", "Split", "Metric", "Full rank", "Committed")
-    return Table("Cost of truncation: metric before and after", head, rows, []) if rows else None
+    for row in results.truncations:
+        names = [name for name in (PRIMARY[_task(results, row.task).kind], "f1", "ece") if name in row.before]
+        for name in names:
+            said = (str(row.stage), row.split, metric_title(name), number(row.before[name]), number(row.after[name]))
+            rows.append((row.task, "", [Cell(text) for text in said]))
+    head = ("Task", "Stage", "Split", "Metric", "Before", "After")
+    return Table("Cost of truncation: metrics before and after", head, rows, []) if rows else None
 
 
 def funnel(results: Results) -> Table | None:

@@ -61,6 +61,7 @@ def fit(
     seed: int,
     monitor: Monitor,
     hooks: Hooks | None = None,
+    first: int = 0,
     resume: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
 ) -> Fitted:
@@ -77,6 +78,7 @@ def fit(
         seed: of the recipe.
         monitor: who is told of progress.
         hooks: what the method adds to every step.
+        first: number of the first epoch, where the stage has trained before; it decides what is drawn.
         resume: state to go on from.
         save: called with the state after every epoch.
 
@@ -87,7 +89,7 @@ def fit(
 
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network, optimizer = fabric.setup(model, make_optimizer(model, config))
-    session = _Session(fabric, network, optimizer, model, problems, config, stage, hooks or Hooks())
+    session = _Session(fabric, network, optimizer, model, problems, config, stage, first, hooks or Hooks())
     state = resume or TrainingState.fresh(problems)
     state.load_into(model, optimizer)
     monitor.begin(list(problems), config.epochs, session.per_epoch, state.epoch)
@@ -95,11 +97,11 @@ def fit(
         if config.patience is not None and epoch - state.best_epoch > config.patience:
             break
         began = time.perf_counter()
-        seed_torch(seed, "stage", stage, "epoch", epoch)
+        seed_torch(seed, "stage", stage, "epoch", first + epoch)
         train = session.epoch(epoch, seed, monitor)
         val = {name: validate(model, p) for name, p in problems.items()}
         record = {
-            "epoch": epoch,
+            "epoch": first + epoch,
             "lr": optimizer.param_groups[0]["lr"],
             "train": train,
             "val": val,
@@ -113,7 +115,7 @@ def fit(
     if config.select != "last":
         state.load_best(model)
     best = state.best_epoch if config.select != "last" else state.epoch - 1
-    return Fitted(state.history, best, state.per_task)
+    return Fitted(state.history, first + best, state.per_task)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class _Session:
     problems: Mapping[str, Problem]
     config: TrainConfig
     stage: int
+    first: int
     hooks: Hooks
 
     @property
@@ -140,8 +143,9 @@ class _Session:
     def epoch(self, epoch: int, seed: int, monitor: Monitor) -> dict[str, float | None]:
         """One pass over the schedule; mean loss per task, and of the auxiliary losses."""
         config, per_epoch = self.config, self.per_epoch
-        draw = generator(seed, "stage", self.stage, "epoch", epoch)
-        replayed = self.hooks.replay(generator(seed, "stage", self.stage, "epoch", epoch, "replay"))
+        place = ("stage", self.stage, "epoch", self.first + epoch)
+        draw = generator(seed, *place)
+        replayed = self.hooks.replay(generator(seed, *place, "replay"))
         totals: dict[str, list[float]] = {name: [] for name in (*self.problems, "auxiliary")}
         self.model.train()
         for i, batches in enumerate(steps(self.loaders, config.sampling, config.temperature, draw)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flame_moe.continual.methods.base import Commit, Method, MethodState, Setting, StageContext, concludes
+from flame_moe.continual.methods.base import Commit, Method, MethodState, Round, Setting, StageContext, concludes
 from flame_moe.continual.methods.ewc import EWC
 from flame_moe.continual.methods.finetune import FineTune
 from flame_moe.continual.methods.flame import FlameCL
@@ -56,6 +56,7 @@ __all__ = [
     "Commit",
     "Method",
     "MethodState",
+    "Round",
     "Setting",
     "StageContext",
     "alike",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flame_moe.errors import CheckpointError, RecipeError
 from flame_moe.nn.model import Flame
+from flame_moe.nn.slices import Ragged, Slice, ranks_of, tensors
 from flame_moe.schema import MethodConfig, Modality, Task
 from flame_moe.training.hooks import Hooks
 from flame_moe.training.problem import Problem
@@ -21,13 +22,48 @@ class Commit(NamedTuple):
 
     Attributes:
         matrix: its name in the model.
-        rank: rank kept, or None where the update was stored dense.
+        rank: rank kept, of a stack the largest; None where the update was stored dense.
         relative_error: ||Delta - kept||_F / ||Delta||_F.
+        functional_error: the same of what it does, (E||(Delta - kept) z||^2 / E||Delta z||^2)^(1/2) over the inputs z
+            of the training data; after the bias has taken the mean if it does. None where inputs were not gathered.
+        ranks: of a stack whose matrices keep different ranks, each of them, None for dense; else empty.
+        parameters: numbers kept.
     """
 
     matrix: str
     rank: int | None
     relative_error: float
+    functional_error: float | None = None
+    ranks: tuple[int | None, ...] = ()
+    parameters: int = 0
+
+    @classmethod
+    def of(cls, matrix: str, part: Slice, relative_error: float, functional_error: float | None = None) -> Commit:
+        """The record of a slice."""
+        numbers = 0 if part is None else sum(t.numel() for t in tensors(part).values())
+        if isinstance(part, Ragged):
+            low = [rank for rank in part.ranks if rank is not None]
+            return cls(matrix, max(low, default=None), relative_error, functional_error, part.ranks, numbers)
+        return cls(matrix, ranks_of(part, 1)[0], relative_error, functional_error, (), numbers)
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> Commit:
+        """The inverse of `_asdict` through JSON."""
+        return cls(**{**plain, "ranks": tuple(plain.get("ranks", ()))})
+
+
+class Round(NamedTuple):
+    """A part of a stage's training.
+
+    Attributes:
+        epochs: its length.
+        compressed: whether updates train in the form in which they are kept.
+        routing_only: whether only routers and heads train.
+    """
+
+    epochs: int
+    compressed: bool = False
+    routing_only: bool = False
 
 
 class Setting(NamedTuple):
@@ -98,9 +134,11 @@ class Method(Hooks, ABC):
     """One continual-learning method.
 
     A stage goes: `add` (with `add_routers`), `begin` (what trains), `prepare`, training of whatever requires a gradient
-    with the calls of `Hooks` in each step, `conclude`, `commit`. The first stage is learned alike by every method:
-    everything trains, and hooks do nothing. What a method remembers changes in `prepare` and `conclude` only, so that a
-    stage that is taken up again after a crash ends as if it had not stopped.
+    with the calls of `Hooks` in each step, `conclude`, `compress`, `commit`. Training may have several `rounds`:
+    `enter` begins each after the first, and `compress` is called before the first that trains compressed updates.
+    The first stage is learned alike by every method: everything trains, and hooks do nothing. What a method remembers
+    changes in `prepare` and `conclude` only, so that a stage that is taken up again after a crash ends as if it had not
+    stopped.
 
     Attributes:
         name: in recipes.
@@ -166,6 +204,25 @@ class Method(Hooks, ABC):
     def problems(self, context: StageContext) -> Mapping[str, Problem]:
         """What the stage trains and validates on; its own tasks, unless a method says otherwise."""
         return context.problems
+
+    def rounds(self, stage: int, epochs: int) -> Sequence[Round]:
+        """How a stage's epochs are divided.
+
+        Raises:
+            RecipeError: if there are too few.
+        """
+        return (Round(epochs),)
+
+    def enter(self, context: StageContext, part: Round) -> None:
+        """Set what requires a gradient in a round after the first."""
+
+    def compresses(self, stage: int) -> bool:
+        """Whether `compress` has anything to do in a stage."""
+        return False
+
+    def compress(self, context: StageContext) -> list[Commit]:
+        """Bring the stage's updates to the form in which they are kept; they may train on in it."""
+        return []
 
     def conclude(self, context: StageContext) -> None:
         """Learn from the trained model what later stages need, before the commit."""

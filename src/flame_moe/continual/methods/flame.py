@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from flame_moe.continual.methods.base import Commit, Method
-from flame_moe.continual.truncation import by_weight
+import torch
+
+from flame_moe.continual.methods.base import Commit, Method, Round, StageContext
+from flame_moe.continual.moments import gather, tables
+from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
+from flame_moe.errors import RecipeError
 from flame_moe.nn.model import Flame
-from flame_moe.nn.slices import LowRank
-from flame_moe.nn.stacked import Growable, Settled, StackedMatrix, StageVector, growables
+from flame_moe.nn.slices import Slice, balanced
+from flame_moe.nn.stacked import Growable, Settled, StackedMatrix, StageVector, biases, growables
+from flame_moe.schema import MethodConfig
 
 
 class FlameCL(Method):
@@ -19,14 +24,24 @@ class FlameCL(Method):
     - new router heads for its modalities, new heads for its tasks;
     - the whole path of a modality that appears for the first time; of a pre-trained encoder that is the only stage.
 
-    The commit truncates each update to `rank` and freezes it. Earlier tasks read older cursors and cannot change.
+    The updates are truncated when the stage is trained, or after a share `warmup` of its epochs; then their factors
+    train on. The commit freezes all of it. Earlier tasks read older cursors and cannot change.
     """
 
     name: ClassVar[str] = "flame"
-    keys: ClassVar[tuple[str, ...]] = ("rank", "warm_start")
+    keys: ClassVar[tuple[str, ...]] = (
+        *("preset", "truncation", "keep", "rank", "energy", "budget", "bias_correction", "warmup", "recalibrate"),
+        *("base_rank", "router", "router_heads", "load", "warm_start"),
+    )
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        c = config
+        self.plan = Plan(c.truncation, c.keep, c.rank, c.energy, c.budget, c.bias_correction)
 
     def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
-        model.add_router_heads(modalities, stage)
+        names = model.modalities if self.config.router_heads == "all" else modalities
+        model.add_router_heads(names, stage, combine=self.config.router, load=self.config.load)
 
     def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:
         if stage == 0:
@@ -36,27 +51,86 @@ class FlameCL(Method):
         for _, part in model.growables(modalities):
             if not born(part, stage):
                 part.grow(stage)
+                if self._from_zero and isinstance(part, StackedMatrix):
+                    part.compress(fresh(part.shape, self.config.rank or 0))
         self._unfreeze(model, stage, set(tasks))
+
+    def rounds(self, stage: int, epochs: int) -> Sequence[Round]:
+        share, tail = self.config.warmup, self.config.recalibrate
+        if stage == 0:
+            return (Round(epochs),)
+        before = epochs - tail
+        least = 2 if 0 < share < 1 else 1
+        if before < least:
+            what = f"{epochs} epochs cannot be divided into a warm-up, refinement and {tail} epochs of recalibration"
+            raise RecipeError(what, where="method", mend="Give more epochs, or another 'warmup' or 'recalibrate'.")
+        dense = round(share * before)
+        dense = min(max(dense, 1), before - 1) if least == 2 else dense
+        parts = (Round(dense), Round(before - dense, compressed=True), Round(tail, compressed=True, routing_only=True))
+        return tuple(part for part in parts if part.epochs)
+
+    def enter(self, context: StageContext, part: Round) -> None:
+        model = context.model
+        model.requires_grad_(False)
+        self._unfreeze(model, context.stage, set(context.tasks))
+        if part.routing_only:
+            for name, parameter in model.named_parameters():
+                where = name.split(".")
+                if where[0] != "heads" and where[2] != "routers":
+                    parameter.requires_grad_(False)
+
+    def compresses(self, stage: int) -> bool:
+        return stage > 0 and not self._from_zero
+
+    def compress(self, context: StageContext) -> list[Commit]:
+        """Truncate all updates of the stage; the bias takes the mean of what they lose, if it is to."""
+        model, stage = context.model, context.stage
+        parts = {name: p for name, p in growables(model) if isinstance(p, StackedMatrix) and p.delta_stage == stage}
+        if self._from_zero:
+            return [Commit.of(name, part.update(), 0.0) for name, part in parts.items()]
+        with torch.no_grad():
+            deltas = {name: part.delta for name, part in parts.items() if part.delta is not None and part.delta.any()}
+            moments, weights = {}, {}
+            if self.plan.reads_inputs:
+                batches = (batch for problem in context.problems.values() for batch in problem.train.batches(None))
+                moments = gather(model, batches, stage, deltas)
+                weights = {name: parts[name].effective(stage) for name in deltas}
+            vectors = biases(model)
+            found = truncate(deltas, self.plan, moments, weights=weights, biased=vectors)
+            for name, part in parts.items():
+                # An update of exact zeros is worth nothing, and ends here.
+                got = found.get(name)
+                part.compress(None if got is None else self._kept(got.part))
+                if got is not None and got.shift is not None:
+                    vectors[name].copies[str(stage)].add_(got.shift)
+        return [Commit.of(name, t.part, t.relative_error, t.functional_error) for name, t in found.items()]
 
     def commit(self, model: Flame, stage: int) -> list[Commit]:
         commits = []
+        skipped = tables(model)
         for name, part in growables(model):
-            error = part.commit(by_weight(self.config.rank))
-            if isinstance(part, StackedMatrix) and error is not None:
-                kept = part.slice(stage) if stage in part.stages else None
-                rank = kept.a.shape[-1] if isinstance(kept, LowRank) else 0 if kept is None else None
-                commits.append(Commit(name, rank, error))
+            part.commit()
+            if isinstance(part, StackedMatrix) and born(part, stage) and part.base.numel() and part not in skipped:
+                commits += [] if self.config.base_rank is None else [_cut(name, part, self.config.base_rank)]
         model.requires_grad_(False)
         return commits
+
+    def _kept(self, part: Slice) -> Slice:
+        return part if part is None or self.config.warmup == 1 else balanced(part)
+
+    @property
+    def _from_zero(self) -> bool:
+        """Whether updates are factors from their first step."""
+        return self.config.warmup == 0 and not self.plan.keeps_all
 
     def _unfreeze(self, model: Flame, stage: int, tasks: set[str]) -> None:
         """Whatever carries this stage's mark trains; everything else stays frozen."""
         mark = str(stage)
         for _, part in growables(model):
             if isinstance(part, StackedMatrix):
-                if part.delta is not None:
-                    part.delta.requires_grad_(True)
-                elif part.base_stage == stage:
+                for parameter in part.active():
+                    parameter.requires_grad_(True)
+                if part.base_stage == stage:
                     part.base.requires_grad_(True)
             elif isinstance(part, StageVector) and mark in part.copies:
                 part.copies[mark].requires_grad_(True)
@@ -75,3 +149,10 @@ def born(part: Growable, stage: int) -> bool:
     if isinstance(part, Settled):
         return part.stage == stage
     return part.structure()["stages"] == [stage]
+
+
+def _cut(name: str, part: StackedMatrix, rank: int) -> Commit:
+    """Truncate the base of a weight that was trained for the first time."""
+    before = part.base.detach().clone()
+    kept = part.cut_base(by_weight(rank))
+    return Commit.of(name, kept, float((before - part.effective(part.base_stage)).norm() / before.norm()))

@@ -59,14 +59,13 @@ class LoRA(Frozen):
         commits = []
         for name, part in growables(model):
             if isinstance(part, StackedMatrix) and part.delta_stage is not None:
-                update, rank = part.update(), None
+                update = part.update()
                 if isinstance(update, LowRank):
                     rank = update.a.shape[-1]
                     if rank * sum(part.shape[-2:]) >= math.prod(part.shape[-2:]):
                         part.compress(update.dense())
-                        rank = None
                 if part.commit() is not None:
-                    commits.append(Commit(name, rank, 0.0))
+                    commits.append(Commit.of(name, part.slice(stage), 0.0))
         return [*super().commit(model, stage), *commits]
 
 
