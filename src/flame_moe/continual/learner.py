@@ -205,6 +205,8 @@ class Learner:
         warm = self._start_warm(store, index, tasks) if self.recipe.method.warm_start else ()
         self.method.begin(self.model, index, stage.tasks, names)
         context = self._context(index, stage.tasks, names, [m.name for m in new], problems, earlier)
+        # What was added is on the processor, what trained before may not be.
+        self.model.to(next(self.model.parameters()).device)
         self.method.prepare(context)
         trainable = _trainable(self.model)
         fitted, progress = train(
