@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flame_moe.continual.methods import METHODS, Setting
+from flame_moe.continual.methods import METHODS, Setting, make_method
 from flame_moe.data.store import Store
 from flame_moe.errors import NonFiniteError, RecipeError
 from flame_moe.experiments.streams import __main__ as command
@@ -279,6 +279,18 @@ def test_streams_have_several_stages_and_one_thread(name: str) -> None:
     assert len(stream.stages) >= 3
     assert stream.train.threads == 1
     assert stream.train.select == "joint", "the epoch is chosen on validation before the commit"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("stream_")])
+def test_every_setting_of_every_entry_fits_every_stream(name: str) -> None:
+    stream = load_recipe(name)
+    for entry in every_entry():
+        for setting in entry.settings():
+            recipe = entry.recipe(stream, setting, 0)
+            method = make_method(recipe.method)
+            for index, stage in enumerate(recipe.stages):
+                assert method.rounds(index, stage.settings(recipe.train).epochs), entry.name
+        assert len(entry.settings()) == 3, f"{entry.name} may try as many settings as the others"
 
 
 def test_there_are_four_streams() -> None:

@@ -59,8 +59,31 @@ class Entry:
         return stream.model_copy(update=changes)
 
 
-VARIANTS: tuple[Entry, ...] = ()
-"""FLAME with parts of it changed."""
+_QUARTER = 8
+"""Of the streams' width of 32, as the published rank is 32 of 128."""
+_BUDGET = {"name": FIRST, "truncation": "activation", "keep": "budget", "budget": 0.1}
+_RANK = {"name": FIRST, "truncation": "weight", "keep": "rank"}
+VARIANTS: tuple[Entry, ...] = (
+    Entry("flame_untruncated", "FLAME, nothing cut", {"name": FIRST, "truncation": "none"}),
+    Entry("flame_activation", "FLAME, cut at the end with the inputs in view, a tenth", {**_BUDGET, "warmup": 1.0}),
+    Entry(
+        "flame_refine",
+        "FLAME, cut half-way with the inputs in view, a tenth, then trained on",
+        {**_BUDGET, "warmup": 0.5, "bias_correction": True},
+    ),
+    Entry("flame_from_zero", "FLAME, factors from zero, one rank", {**_RANK, "warmup": 0.0}),
+    Entry(
+        "flame_paper",
+        "FLAME as the paper has it, cut at the end by singular values",
+        {"name": FIRST, "preset": "paper", "rank": _QUARTER},
+    ),
+    Entry(
+        "flame_reference",
+        "FLAME as its published code has it",
+        {"name": FIRST, "preset": "reference", "rank": _QUARTER, "base_rank": _QUARTER},
+    ),
+)
+"""FLAME with parts of it changed. What coincides with the defaults is computed all the same: defaults may change."""
 
 
 def every_entry() -> tuple[Entry, ...]:

@@ -43,7 +43,7 @@ def compare(
     """Do what is not done yet, then write the table; returns it.
 
     Args:
-        stream: the recipe; its own method and seed do not matter.
+        stream: the recipe; its seed does not matter, keys of its `method` are given to every entry that reads them.
         store: the samples; made from the raw data that the recipe names if it is not there.
         out: folder of cells and table.
         entries: the rows.
@@ -134,8 +134,7 @@ def _claim(stream: Recipe, store: Store, out: Path) -> None:
     Raises:
         RecipeError: if it was not.
     """
-    kept = {"seed", "compare", "method"}
-    asked = {key: value for key, value in stream.plain().items() if key not in kept}
+    asked = {key: value for key, value in stream.plain().items() if key not in ("seed", "compare")}
     asked["data"] = {"source": stream.data.source, "manifest": sha256(store.path / MANIFEST)}
     told = json.loads(json.dumps(asked))
     file = out / _STREAM
