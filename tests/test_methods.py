@@ -19,10 +19,11 @@ from flame_moe.continual.methods.distillation import distillation, readable
 from flame_moe.continual.methods.finetune import FineTune
 from flame_moe.continual.methods.gpm import GPM
 from flame_moe.continual.methods.inflora import InfLoRA
-from flame_moe.continual.methods.lora import ranks_within
+from flame_moe.continual.methods.lora import ranks_within, stored_by_flame
 from flame_moe.continual.methods.quadratic import Quadratic
 from flame_moe.continual.methods.seed import SEED, divergence
 from flame_moe.continual.subspace import Subspaces, extended, free_directions
+from flame_moe.continual.truncation import Plan
 from flame_moe.data.loader import make_batch
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError
@@ -701,6 +702,18 @@ def test_lora_at_equal_parameters_stores_as_much_as_flame_and_no_more(tiny_store
     assert min(ranks) >= rank
     assert max(ranks) - min(ranks) <= 3
     assert equal > stored({"name": "lora", "rank": rank})[0]
+
+
+def test_lora_at_equal_parameters_follows_a_budget_and_refuses_an_energy(tiny_store: Store) -> None:
+    learner = learned(tiny_store, TWO[:1], {"name": "flame"})
+    context_of(learner, tiny_store, ("days",))
+    dense = stored_by_flame(learner.model, 1, ("vitals", "image"), Plan(rank=None))
+    vectors = stored_by_flame(learner.model, 1, ("vitals", "image"), Plan(rank=0))
+    half = stored_by_flame(learner.model, 1, ("vitals", "image"), Plan(keep="budget", budget=0.5))
+    assert half == vectors + (dense - vectors) // 2
+    assert stored_by_flame(learner.model, 1, ("vitals", "image"), Plan(keep="budget", budget=700)) == vectors + 700
+    with pytest.raises(RecipeError, match="energy"):
+        make_method(MethodConfig(name="lora_equal", keep="energy"))
 
 
 def test_ranks_grow_evenly_until_nothing_more_fits() -> None:

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 
 from flame_moe.continual.methods.base import Commit, Method, Round, StageContext
+from flame_moe.continual.methods.growth import born, unfreeze
 from flame_moe.continual.moments import gather, tables
 from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
 from flame_moe.errors import RecipeError
 from flame_moe.nn.model import Flame
 from flame_moe.nn.slices import Slice, balanced
-from flame_moe.nn.stacked import Growable, Settled, StackedMatrix, StageVector, biases, growables
+from flame_moe.nn.stacked import StackedMatrix, biases, growables
 from flame_moe.schema import MethodConfig
 
 
@@ -53,7 +54,7 @@ class FlameCL(Method):
                 part.grow(stage)
                 if self._from_zero and isinstance(part, StackedMatrix):
                     part.compress(fresh(part.shape, self.config.rank or 0))
-        self._unfreeze(model, stage, set(tasks))
+        unfreeze(model, stage, tasks)
 
     def rounds(self, stage: int, epochs: int) -> Sequence[Round]:
         share, tail = self.config.warmup, self.config.recalibrate
@@ -72,7 +73,7 @@ class FlameCL(Method):
     def enter(self, context: StageContext, part: Round) -> None:
         model = context.model
         model.requires_grad_(False)
-        self._unfreeze(model, context.stage, set(context.tasks))
+        unfreeze(model, context.stage, context.tasks)
         if part.routing_only:
             for name, parameter in model.named_parameters():
                 where = name.split(".")
@@ -122,33 +123,6 @@ class FlameCL(Method):
     def _from_zero(self) -> bool:
         """Whether updates are factors from their first step."""
         return self.config.warmup == 0 and not self.plan.keeps_all
-
-    def _unfreeze(self, model: Flame, stage: int, tasks: set[str]) -> None:
-        """Whatever carries this stage's mark trains; everything else stays frozen."""
-        mark = str(stage)
-        for _, part in growables(model):
-            if isinstance(part, StackedMatrix):
-                for parameter in part.active():
-                    parameter.requires_grad_(True)
-                if part.base_stage == stage:
-                    part.base.requires_grad_(True)
-            elif isinstance(part, StageVector) and mark in part.copies:
-                part.copies[mark].requires_grad_(True)
-            elif isinstance(part, Settled) and part.stage == stage:
-                part.module.requires_grad_(True)
-        for name, parameter in model.named_parameters():
-            where = name.split(".")
-            if (where[0] == "heads" and where[1] in tasks) or (where[2] == "routers" and where[5] == mark):
-                parameter.requires_grad_(True)
-
-
-def born(part: Growable, stage: int) -> bool:
-    """Whether a weight appeared in this very stage, so that its base is what trains."""
-    if isinstance(part, StackedMatrix):
-        return part.base_stage == stage
-    if isinstance(part, Settled):
-        return part.stage == stage
-    return part.structure()["stages"] == [stage]
 
 
 def _cut(name: str, part: StackedMatrix, rank: int) -> Commit:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from flame_moe.continual.methods.base import Commit, Method
-from flame_moe.continual.methods.flame import born
+from flame_moe.continual.methods.growth import born, unfreeze
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import Growable, Settled, StackedMatrix, StageVector, growables
+from flame_moe.nn.stacked import Growable, growables
 
 
 class Frozen(Method):
@@ -41,22 +41,3 @@ class Frozen(Method):
             part.commit()
         model.requires_grad_(False)
         return []
-
-
-def unfreeze(model: Flame, stage: int, tasks: Iterable[str]) -> None:
-    """Let train what carries a stage's mark: updates, weights that appear in it, its router heads, its tasks' heads."""
-    mark, named = str(stage), set(tasks)
-    for _, part in growables(model):
-        if isinstance(part, StackedMatrix):
-            for parameter in part.active():
-                parameter.requires_grad_(True)
-            if part.base_stage == stage:
-                part.base.requires_grad_(True)
-        elif isinstance(part, StageVector) and mark in part.copies:
-            part.copies[mark].requires_grad_(True)
-        elif isinstance(part, Settled) and part.stage == stage:
-            part.module.requires_grad_(True)
-    for name, parameter in model.named_parameters():
-        where = name.split(".")
-        if (where[0] == "heads" and where[1] in named) or (where[2] == "routers" and where[5] == mark):
-            parameter.requires_grad_(True)

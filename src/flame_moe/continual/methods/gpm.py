@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flame_moe.continual.methods.base import Commit, Method, MethodState, Setting, StageContext, over
-from flame_moe.continual.methods.frozen import unfreeze
+from flame_moe.continual.methods.growth import unfreeze
 from flame_moe.continual.moments import gather
 from flame_moe.continual.subspace import Subspaces
 from flame_moe.nn.model import Flame

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from flame_moe.continual.methods.base import MethodState, Setting, StageContext, over
-from flame_moe.continual.methods.frozen import unfreeze
+from flame_moe.continual.methods.growth import unfreeze
 from flame_moe.continual.methods.lora import LoRA
 from flame_moe.continual.moments import Moment, gather
 from flame_moe.continual.subspace import Subspaces, free_directions

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 
 from flame_moe.continual.methods.base import Commit
-from flame_moe.continual.methods.flame import born
 from flame_moe.continual.methods.frozen import Frozen
+from flame_moe.continual.methods.growth import born
+from flame_moe.continual.truncation import Plan, fresh
 from flame_moe.errors import RecipeError
 from flame_moe.nn.model import Flame
-from flame_moe.nn.slices import LowRank
 from flame_moe.nn.stacked import Growable, StackedMatrix, StageVector, growables
 from flame_moe.schema import MethodConfig
 
@@ -24,7 +24,7 @@ class LoRA(Frozen):
     dropout; biases, norms and queries stay. Everything else is as in `Frozen`. A task reads the factors up to its own
     stage, so earlier tasks cannot change.
 
-    Factors of a stage that would cost at least as much as the dense matrix are stored as one.
+    Where factors would cost at least as much as the dense matrix, that is trained and stored.
     """
 
     name: ClassVar[str] = "lora"
@@ -47,53 +47,51 @@ class LoRA(Frozen):
 
     def start(self, model: Flame, name: str, part: Growable, stage: int) -> None:
         if isinstance(part, StackedMatrix):
-            *lead, out, width = part.shape
-            rank = self._ranks[name]
             part.grow(stage)
-            bound = 1.0 / math.sqrt(width)
-            part.compress(
-                LowRank(torch.zeros(*lead, out, rank), torch.empty(*lead, rank, width).uniform_(-bound, bound))
-            )
+            part.compress(fresh(part.shape, self._ranks[name]))
 
     def commit(self, model: Flame, stage: int) -> list[Commit]:
-        commits = []
-        for name, part in growables(model):
-            if isinstance(part, StackedMatrix) and part.delta_stage is not None:
-                update = part.update()
-                if isinstance(update, LowRank):
-                    rank = update.a.shape[-1]
-                    if rank * sum(part.shape[-2:]) >= math.prod(part.shape[-2:]):
-                        part.compress(update.dense())
-                if part.commit() is not None:
-                    commits.append(Commit.of(name, part.slice(stage), 0.0))
-        return [*super().commit(model, stage), *commits]
+        parts = {n: p for n, p in growables(model) if isinstance(p, StackedMatrix) and p.delta_stage is not None}
+        commits = [Commit.of(name, part.update(), 0.0) for name, part in parts.items()]
+        return [*commits, *super().commit(model, stage)]
 
 
 class LoRAEqual(LoRA):
-    """LoRA whose stage stores as many numbers as FLAME would with this rank, slices and copies of biases, norms and
-    queries together, up to less than one more rank of one weight: ranks grow evenly until nothing more fits.
+    """LoRA whose stage stores as many numbers as FLAME would with this rank or budget, slices and copies of biases,
+    norms and queries together, up to less than one more rank of one weight: ranks grow evenly until nothing more fits.
     """
 
     name: ClassVar[str] = "lora_equal"
+    keys: ClassVar[tuple[str, ...]] = ("keep", "rank", "budget")
+
+    def __init__(self, config: MethodConfig) -> None:
+        Frozen.__init__(self, config)
+        if config.keep == "energy":
+            what = "what FLAME stores with keep = 'energy' is known only when it has learned"
+            raise RecipeError(what, where="method.keep", mend="Give 'lora_equal' a rank or a budget.")
 
     def ranks(self, model: Flame, stage: int, modalities: Iterable[str]) -> dict[str, int]:
-        names = list(modalities)
-        assert self.config.rank is not None
-        return ranks_within(_reached(model, stage, names), stored_by_flame(model, stage, names, self.config.rank))
+        names, c = list(modalities), self.config
+        plan = Plan(keep=c.keep, rank=c.rank, budget=c.budget)
+        return ranks_within(_reached(model, stage, names), stored_by_flame(model, stage, names, plan))
 
 
-def stored_by_flame(model: Flame, stage: int, modalities: Iterable[str], rank: int) -> int:
+def stored_by_flame(model: Flame, stage: int, modalities: Iterable[str], plan: Plan) -> int:
     """Numbers that a stage of FLAME stores for what its tasks reach and what was there before it.
 
     Args:
         model: with the stage's modalities; those that appear in it are stored alike by every method.
         stage: its index.
         modalities: all that its tasks read.
-        rank: to which updates are cut.
+        plan: how it compresses updates, by a rank or a budget; a budget is counted as if it were used up.
     """
     parts = [part for _, part in model.growables(modalities) if not born(part, stage)]
     vectors = sum(part.at(stage).numel() for part in parts if isinstance(part, StageVector))
-    return vectors + sum(_numbers(part.shape, rank) for part in parts if isinstance(part, StackedMatrix))
+    shapes = [part.shape for part in parts if isinstance(part, StackedMatrix)]
+    dense = sum(math.prod(shape) for shape in shapes)
+    if plan.keep == "budget":
+        return vectors + min(dense, int(plan.budget * dense) if plan.budget < 1 else int(plan.budget))
+    return vectors + (dense if plan.rank is None else sum(_numbers(shape, plan.rank) for shape in shapes))
 
 
 def ranks_within(shapes: Mapping[str, torch.Size], budget: int) -> dict[str, int]:
