@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import multivariate_normal
 from flame_moe.batch import Observation, Sample
 from flame_moe.continual import Learner
 from flame_moe.continual.identity import PRIOR_SAMPLES, RANK, LowRankGaussian
-from flame_moe.continual.identity_cost import identity_cost
+from flame_moe.continual.identity_cost import IdentityCost, identity_cost
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import SplitSpec
 from flame_moe.data.store import Store
@@ -119,6 +120,15 @@ def test_groups_of_the_same_patients_cannot_be_told_apart_and_that_is_said(alike
     certainty = learner.choose(alike, rows).certainty
     assert np.allclose(certainty.sum(axis=1), 1.0)
     assert np.median(certainty.max(axis=1)) < 0.75
+
+
+def test_better_than_guessing_by_nothing_is_not_told_apart() -> None:
+    """The digits of one set in four groups, as it was measured: 0.255 where guessing gives 0.25, and surely so."""
+    found = IdentityCost("test", ("a", "b", "c", "d"), 0.255, (0.253, 0.257), np.eye(4), ())
+    assert found.interval[0] > found.chance
+    assert not found.told_apart
+    assert "cannot be told apart" in found.sentence
+    assert replace(found, accuracy=0.5, interval=(0.4, 0.6)).told_apart
 
 
 def test_a_sample_goes_to_a_group_that_can_read_it(tiny_store: Store) -> None:
