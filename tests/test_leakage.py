@@ -25,7 +25,8 @@ class Maker:
     def store(self, edit: Edit, **options: object) -> Store:
         self.made += 1
         raw, chosen = SOURCES[self.name](self.place / f"raw{self.made}", edit)
-        return prepare(self.name, raw, self.place / f"store{self.made}", options={**chosen, **options})
+        tasks = chosen.pop("tasks", None)
+        return prepare(self.name, raw, self.place / f"store{self.made}", options={**chosen, **options}, tasks=tasks)
 
 
 @pytest.fixture(scope="module", params=SOURCES)

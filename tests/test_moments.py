@@ -117,7 +117,7 @@ def test_an_expert_sees_only_the_steps_that_are_routed_to_it(preset: str, batche
     with torch.no_grad():
         for batch in batches:
             for name in batch.modalities:
-                x, mask = model._enter(name, batch, 0)
+                x, mask = model.encode(name, batch.modalities[name], 0)
                 for i in range(len(x)):
                     # A step of a type without events is missing in the middle, so the mask is no prefix.
                     a, m = x[i : i + 1], mask[i : i + 1]

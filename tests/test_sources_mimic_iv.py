@@ -353,7 +353,9 @@ def test_the_label_of_phenotypes_is_of_the_admission_and_codes_before_it_are_inp
 def test_pheno_says_which_extra_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = one_stay().diagnosis(10, "N179").write(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExtraMissingError, match=r"pip install 'flame-moe\[mimic\]', or leave pheno out"):
+    with pytest.raises(
+        ExtraMissingError, match=r"pip install 'flame-moe\[mimic\]', or name the other tasks with --task"
+    ):
         SOURCE.describe(raw, MimicIvOptions())
     assert len(SOURCE.describe(raw, MimicIvOptions(tasks=("ihm",)))[1]) == 1
 
