@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flame_moe import results as r
 from flame_moe.analysis.footprint import footprint
-from flame_moe.continual.learner import LearnedStage, Learner
+from flame_moe.continual.learner import Learner
+from flame_moe.continual.stages import LearnedStage
 from flame_moe.data.loader import Loader
 from flame_moe.data.profile import PATTERNS, all_patterns
 from flame_moe.data.store import Store

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from flame_moe.continual import Learner
-from flame_moe.continual.learner import insist_on_samples, resolve_task
+from flame_moe.continual.admission import insist_on_samples, resolve_task
 from flame_moe.continual.methods import alike, make_method
 from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from flame_moe.continual.admission import insist_on_samples, resolve_task, unlike
 from flame_moe.continual.identity import Choice, Encoders, Group, choose, fit_groups, parse, plain
 from flame_moe.continual.identity import tensors as gaussians
-from flame_moe.continual.methods import Commit, MethodState, StageContext, concludes, make_method
-from flame_moe.continual.rounds import Change, Progress, Saved, compress, train
+from flame_moe.continual.methods import MethodState, StageContext, concludes, make_method
+from flame_moe.continual.rounds import Progress, Saved, compress, train
+from flame_moe.continual.stages import LearnedStage, count_trainable
 from flame_moe.continual.warm import Fingerprint, WarmStart, choose_source, fingerprint, start_warm
 from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
@@ -37,38 +39,6 @@ from flame_moe.training.state import put
 KIND, VERSION = "flame-moe-model", 1
 _METHOD, _GROUPS = "method|", "group|"
 _RESTORE = "Restore the checkpoint from a backup."
-
-
-@dataclass(frozen=True)
-class LearnedStage:
-    """What a stage did.
-
-    Attributes:
-        index: its number, which is the cursor of its tasks.
-        tasks: learned in it.
-        modalities: all that its tasks read.
-        new_modalities: those that appeared for the first time.
-        trainable: part of the model -> number of parameters that were trained.
-        epochs_run, best_epoch, seconds, history: of the training.
-        commits: what became of each weight's update.
-        changes: what the compression of the updates did to the stage's tasks; empty where nothing was compressed.
-        warm: what each task began with, if the method starts warm.
-        fingerprints: task -> where its training samples are routed, for the warm start of later stages.
-    """
-
-    index: int
-    tasks: tuple[str, ...]
-    modalities: tuple[str, ...]
-    new_modalities: tuple[str, ...]
-    trainable: Mapping[str, int]
-    epochs_run: int
-    best_epoch: int
-    seconds: float
-    history: tuple[Mapping[str, Any], ...]
-    commits: tuple[Commit, ...] = ()
-    changes: tuple[Change, ...] = ()
-    warm: tuple[WarmStart, ...] = ()
-    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 class Learner:
@@ -198,7 +168,7 @@ class Learner:
         problems = {task.name: self._problem(store, task, index) for task in tasks}
         seed_torch(self.recipe.seed, "initial", index)
         names = [m.name for m in modalities]
-        self._add(index, tasks, names, new)
+        self.method.add(self.model, index, tasks, names, new)
         for modality in new:
             if modality.pretrained is not None:
                 self.model.start_from(modality.name, starting_weights(modality.pretrained, modality.name))
@@ -208,7 +178,7 @@ class Learner:
         # What was added is on the processor, what trained before may not be.
         self.model.to(next(self.model.parameters()).device)
         self.method.prepare(context)
-        trainable = _trainable(self.model)
+        trainable = count_trainable(self.model)
         fitted, progress = train(
             self.method, context, config, saved=Saved(state_folder, index, stage.tasks, base), monitor=monitor
         )
@@ -286,7 +256,7 @@ class Learner:
             "recipe": self.recipe.plain(),
             "modalities": [m.plain() for m in self.model.modalities.values()],
             "tasks": [t.plain() for t in self.tasks.values()],
-            "stages": [_plain_stage(s) for s in self.stages],
+            "stages": [s.plain() for s in self.stages],
             "preprocessor": self.preprocessor.plain(),
             "structure": {name: part.structure() for name, part in growables(self.model)},
         }
@@ -311,9 +281,10 @@ class Learner:
             modalities = {m["name"]: Modality.parse(m, where=where) for m in manifest["modalities"]}
             tasks = {t["name"]: Task.parse(t, where=where) for t in manifest["tasks"]}
             for data in manifest["stages"]:
-                record = _parse_stage(data)
+                record = LearnedStage.parse(data)
                 new = [modalities[name] for name in record.new_modalities]
-                learner._add(record.index, [tasks[name] for name in record.tasks], record.modalities, new)
+                known = [tasks[name] for name in record.tasks]
+                learner.method.add(learner.model, record.index, known, record.modalities, new)
                 learner.stages.append(record)
             structure = manifest["structure"]
             for name, part in growables(learner.model):
@@ -378,9 +349,6 @@ class Learner:
             {**self.preprocessor.scalers, **scalers}, {**self.preprocessor.labels, **labels}
         )
 
-    def _add(self, index: int, tasks: list[Task], modalities: Sequence[str], new: list[Modality]) -> None:
-        self.method.add(self.model, index, tasks, modalities, new)
-
     def _context(
         self,
         index: int,
@@ -438,93 +406,3 @@ class Learner:
             twin.method.compress(own)
         twin.method.commit(twin.model, len(twin.stages) - 1)
         return twin
-
-
-def resolve_task(recipe: Recipe, store: Store, name: str) -> Task:
-    """A store's task with the recipe's changes.
-
-    Raises:
-        FlameError: if the store has no such task, or no such modality.
-    """
-    if name not in store.tasks:
-        raise RecipeError(f"unknown task '{name}'", where=f"recipe '{recipe.name}'", mend=nearest(name, store.tasks))
-    task = recipe.tasks[name].apply(store.tasks[name]) if name in recipe.tasks else store.tasks[name]
-    for modality in task.modalities:
-        if modality not in store.modalities:
-            mend = nearest(modality, store.modalities)
-            raise RecipeError(f"unknown modality '{modality}'", where=f"tasks.{name}.modalities", mend=mend)
-    return task
-
-
-def insist_on_samples(store: Store, task: Task) -> None:
-    """Refuse a task that could not be learned from a store.
-
-    Raises:
-        DataError: if no training sample of the task has one of the modalities that it declares.
-    """
-    train = store.indices(task.name, "train", modalities=task.modalities)
-    for name in task.modalities:
-        if not store.present(name)[train].any():
-            what = f"no training sample of task '{task.name}' has the modality '{name}'"
-            mend = f"Leave it out with tasks.{task.name}.modalities, or prepare data that have it."
-            raise DataError(what, where=str(store.path), mend=mend)
-
-
-def unlike(known: Modality, here: Modality) -> str | None:
-    """How a modality differs from the one of the same name that a model learned, in words; None if it does not."""
-    if (known.kind, known.features) != (here.kind, here.features):
-        learned = f"the model learned it as {known.kind} with {known.features}"
-        return f"is {here.kind} with {here.features} features here, {learned}"
-    for key, noun in (("channels", "channel"), ("units", "unit"), ("types", "event type")):
-        was, now = getattr(known, key), getattr(here, key)
-        if len(was) != len(now):
-            return f"names {len(now)} {noun}s here, {len(was)} where the model learned it"
-        for i, (a, b) in enumerate(zip(was, now, strict=True)):
-            if a != b:
-                return f"has {noun} {i} '{b}' here, '{a}' where the model learned it"
-    for key in ("shape", "rate"):
-        if getattr(known, key) != getattr(here, key):
-            return f"has {key} {getattr(here, key)} here, {getattr(known, key)} where the model learned it"
-    if _files(known) != _files(here):
-        return "was numbered by the tokenizer of another model than the one that learned it"
-    return None
-
-
-def part_of(name: str) -> str:
-    """Which part of the model a parameter belongs to: encoders, experts, attention, routers or heads."""
-    where = name.split(".")
-    if where[0] == "apart":
-        where = where[2:]
-    if where[0] in ("paths", "heads"):
-        return {"paths": "encoders", "heads": "heads"}[where[0]]
-    return {"pool": "experts", "columns": "experts", "layers": "attention", "routers": "routers"}[where[2]]
-
-
-def _files(modality: Modality) -> Mapping[str, str] | None:
-    return None if modality.pretrained is None else modality.pretrained.files
-
-
-def _trainable(model: Flame) -> dict[str, int]:
-    counts = dict.fromkeys(("encoders", "experts", "attention", "routers", "heads"), 0)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            counts[part_of(name)] += parameter.numel()
-    return counts
-
-
-def _plain_stage(stage: LearnedStage) -> dict[str, Any]:
-    rows = {"commits": [c._asdict() for c in stage.commits], "changes": [c._asdict() for c in stage.changes]}
-    return {**asdict(stage), **rows}
-
-
-def _parse_stage(data: Mapping[str, Any]) -> LearnedStage:
-    lists = {key: tuple(data[key]) for key in ("tasks", "modalities", "new_modalities", "history")}
-    commits = tuple(Commit.parse(row) for row in data["commits"])
-    changes = tuple(Change(**row) for row in data.get("changes", ()))
-    warm = tuple(WarmStart(**{**w, "modalities": tuple(w["modalities"])}) for w in data.get("warm", ()))
-    prints = {
-        task: {name: tuple(values) for name, values in found.items()}
-        for task, found in data.get("fingerprints", {}).items()
-    }
-    rows = {"commits": commits, "changes": changes, "warm": warm, "fingerprints": prints}
-    return LearnedStage(**{**data, **lists, **rows})

@@ -6,6 +6,7 @@ Synthetic probes are drawn from the preprocessing statistics, which travel with 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +83,12 @@ def pack(samples: Iterable[Sample]) -> dict[str, Tensor]:
 
 def unpack(tensors: Mapping[str, Tensor]) -> list[Sample]:
     """What `pack` packed; raises KeyError or ValueError on anything else."""
-    found: dict[int, dict[str, dict[str, NDArray[np.generic]]]] = {}
+    found: dict[int, dict[str, dict[str, NDArray[Any]]]] = {}
     for key, tensor in tensors.items():
         number, name, part = key.split("/")
         found.setdefault(int(number), {}).setdefault(name, {})[part] = tensor.numpy()
     return [
-        Sample(f"probe{i}", "", {name: Observation(**parts) for name, parts in found[i].items()}, {})  # type: ignore[arg-type]
+        Sample(f"probe{i}", "", {name: Observation(**parts) for name, parts in found[i].items()}, {})
         for i in range(len(found))
     ]
 

@@ -24,6 +24,10 @@ Array = NDArray[Any]
 _PREAMBLE = 128
 _BROKEN = (OSError, EOFError, ValueError, SyntaxError, LookupError, ArithmeticError, struct.error, zlib.error)
 """What the readers raise on files that are damaged or not what their name says."""
+_BROKEN_DICOM = (*_BROKEN, AttributeError, NotImplementedError, RuntimeError, TypeError)
+"""What pydicom and its decoders raise besides: for an attribute that the file lacks (AttributeError, TypeError where it
+then counts with None), a transfer syntax that nobody decodes (NotImplementedError), a decoder that gives up
+(RuntimeError)."""
 
 
 def read_picture(path: Path, shape: tuple[int, int, int], *, flip: bool = False) -> NDArray[np.uint8]:
@@ -165,7 +169,7 @@ def _dicom(path: Path) -> NDArray[np.uint8]:
         warnings.simplefilter("ignore")
         try:
             header = pydicom.dcmread(path)
-        except (*_BROKEN, AttributeError, NotImplementedError) as error:
+        except _BROKEN_DICOM as error:
             what = f"the DICOM file cannot be read ({type(error).__name__})"
             raise DataError(what, where=str(path), mend="Fetch it again.") from None
         if "PixelData" not in header:
@@ -180,7 +184,7 @@ def _dicom(path: Path) -> NDArray[np.uint8]:
                 return _colour(stored, path)
             values = np.asarray(pixels.apply_modality_lut(stored, header), dtype=np.float32)
             shades = _window(values, stored, header, path)
-        except (*_BROKEN, AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        except _BROKEN_DICOM as error:
             syntax = header.file_meta.get("TransferSyntaxUID", "unknown")
             what = f"the pixels cannot be decoded ({getattr(syntax, 'name', syntax)}: {type(error).__name__})"
             raise DataError(what, where=str(path), mend="Fetch it again, or convert it to PNG.") from None

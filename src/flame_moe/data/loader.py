@@ -101,7 +101,7 @@ def to_device(batch: FlexiBatch, device: torch.device | str) -> FlexiBatch:
 
 def part_to_device(part: ModalityBatch, device: torch.device | str) -> ModalityBatch:
     """One modality of a batch with its tensors on a device."""
-    return ModalityBatch(*(None if tensor is None else tensor.to(device) for tensor in part))  # type: ignore[arg-type]
+    return ModalityBatch._make(None if tensor is None else tensor.to(device) for tensor in part)
 
 
 def pad_modality(

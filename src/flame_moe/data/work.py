@@ -99,10 +99,13 @@ class Work:
         """Bytes and SHA-256 of every file noted, by its path from `root` (`../labels/a.parquet` for one beside it)."""
         found = {}
         for path in self._inputs:
-            name, size = Path(os.path.relpath(path, root)).as_posix(), path.stat().st_size
-            digest = sha256(path, lambda done: self.say(f"hashing {path.name}", done / max(1, size)))  # noqa: B023
-            found[name] = {"bytes": size, "sha256": digest}
+            name = Path(os.path.relpath(path, root)).as_posix()
+            found[name] = {"bytes": path.stat().st_size, "sha256": self._hash(path)}
         return dict(sorted(found.items()))
+
+    def _hash(self, path: Path) -> str:
+        size = max(1, path.stat().st_size)
+        return sha256(path, lambda done: self.say(f"hashing {path.name}", done / size))
 
     def clear(self) -> None:
         """Remove the steps: the store they were made for stands."""

@@ -19,6 +19,7 @@ class _Watch(TorchDispatchMode):
     """Notes the memory of every tensor that any operation takes."""
 
     def __init__(self) -> None:
+        # PyTorch leaves the constructor of its dispatch modes without annotations.
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory: set[int] = set()
 

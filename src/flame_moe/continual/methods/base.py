@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from flame_moe.batch import FlexiBatch
 from flame_moe.errors import CheckpointError, RecipeError
 from flame_moe.nn.model import Flame
 from flame_moe.nn.slices import Ragged, Slice, ranks_of, tensors
@@ -110,6 +111,10 @@ class StageContext:
     cursors: Mapping[str, int]
     batch_size: int
     seed: int
+
+    def batches(self) -> Iterator[FlexiBatch]:
+        """All training batches of the stage's tasks, task after task, in the order of the store."""
+        return (batch for problem in self.problems.values() for batch in problem.train.batches(None))
 
     @property
     def old_tasks(self) -> tuple[str, ...]:

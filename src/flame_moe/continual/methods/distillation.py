@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flame_moe.batch import FlexiBatch
-from flame_moe.continual.methods.base import StageContext
+from flame_moe.continual.methods.base import Method, Setting, StageContext, over
 from flame_moe.nn.model import Flame
-from flame_moe.schema import Task
+from flame_moe.schema import MethodConfig, Task
 from flame_moe.training.hooks import Seen
 
 
@@ -42,6 +43,29 @@ class Teacher:
                         soft = self.model.to(part.target.device)(part, cursor).logits
                     terms.append(distillation(model.tasks[name], model(part, cursor).logits, soft, temperature))
         return torch.stack(terms).sum() if terms else None
+
+
+class Distils(Method):
+    """Adds strength * the distillation loss of all earlier tasks to every step of a stage (`Teacher`)."""
+
+    defaults: ClassVar[Mapping[str, float]] = {"strength": 1.0, "temperature": 2.0}
+    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.3, 1.0, 3.0)
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self._teacher: Teacher | None = None
+
+    def prepare(self, context: StageContext) -> None:
+        self._teacher = Teacher(context) if context.old_tasks else None
+
+    def penalty(self, model: Flame, seen: Sequence[Seen]) -> Tensor | None:
+        if self._teacher is None:
+            return None
+        loss = self._teacher.loss(model, seen, self.value("temperature"))
+        return None if loss is None else self.value("strength") * loss
+
+    def conclude(self, context: StageContext) -> None:
+        self._teacher = None
 
 
 def readable(batch: FlexiBatch, task: Task) -> FlexiBatch | None:

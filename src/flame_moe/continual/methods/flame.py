@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
-from flame_moe.continual.methods.base import Commit, Method, Round, StageContext
+from flame_moe.continual.methods.base import Commit, Round, StageContext
+from flame_moe.continual.methods.frozen import Frozen
 from flame_moe.continual.methods.growth import born, unfreeze
 from flame_moe.continual.moments import gather, tables
 from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
 from flame_moe.errors import RecipeError
 from flame_moe.nn.model import Flame
 from flame_moe.nn.slices import Slice, balanced
-from flame_moe.nn.stacked import StackedMatrix, biases, growables
+from flame_moe.nn.stacked import Growable, StackedMatrix, biases, growables
 from flame_moe.schema import MethodConfig
 
 
-class FlameCL(Method):
+class FlameCL(Frozen):
     """Stage 0 trains everything. A later stage trains, with all else frozen,
 
     - a zero-initialised full-rank update on every stacked matrix that its tasks reach, and a copy of small vectors;
@@ -44,17 +45,10 @@ class FlameCL(Method):
         names = model.modalities if self.config.router_heads == "all" else modalities
         model.add_router_heads(names, stage, combine=self.config.router, load=self.config.load)
 
-    def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:
-        if stage == 0:
-            model.requires_grad_(True)
-            return
-        model.requires_grad_(False)
-        for _, part in model.growables(modalities):
-            if not born(part, stage):
-                part.grow(stage)
-                if self._from_zero and isinstance(part, StackedMatrix):
-                    part.compress(fresh(part.shape, self.config.rank or 0))
-        unfreeze(model, stage, tasks)
+    def start(self, model: Flame, name: str, part: Growable, stage: int) -> None:
+        part.grow(stage)
+        if self._from_zero and isinstance(part, StackedMatrix):
+            part.compress(fresh(part.shape, self.config.rank or 0))
 
     def rounds(self, stage: int, epochs: int) -> Sequence[Round]:
         share, tail = self.config.warmup, self.config.recalibrate
@@ -93,8 +87,7 @@ class FlameCL(Method):
             deltas = {name: part.delta for name, part in parts.items() if part.delta is not None and part.delta.any()}
             moments, weights = {}, {}
             if self.plan.reads_inputs:
-                batches = (batch for problem in context.problems.values() for batch in problem.train.batches(None))
-                moments = gather(model, batches, stage, deltas)
+                moments = gather(model, context.batches(), stage, deltas)
                 weights = {name: parts[name].effective(stage) for name in deltas}
             vectors = biases(model)
             found = truncate(deltas, self.plan, moments, weights=weights, biased=vectors)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flame_moe.continual.methods.base import Commit, Method, MethodState, Setting, StageContext, over
+from flame_moe.continual.methods.base import Commit, StageContext
 from flame_moe.continual.methods.growth import unfreeze
+from flame_moe.continual.methods.spaces import KeepsSpaces
 from flame_moe.continual.moments import gather
 from flame_moe.continual.subspace import Subspaces
 from flame_moe.nn.model import Flame
@@ -17,7 +18,7 @@ from flame_moe.nn.stacked import StackedMatrix
 from flame_moe.schema import MethodConfig
 
 
-class GPM(Method):
+class GPM(KeepsSpaces):
     """Every matrix trains in place; its change since the stage began is kept orthogonal to a space that holds a share
     `threshold` of the energy of all earlier inputs (Saha et al. 2021, arXiv 2103.09762). Gradients are projected, and
     after each step the weights too, because neither AdamW's scaling nor its decay respects the projection. Rows of a
@@ -28,12 +29,9 @@ class GPM(Method):
     """
 
     name: ClassVar[str] = "gpm"
-    defaults: ClassVar[Mapping[str, float]] = {"threshold": 0.95}
-    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.95, 0.99)
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
-        self.spaces = Subspaces()
         self._held: dict[str, _Held] = {}
 
     def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
@@ -64,19 +62,11 @@ class GPM(Method):
 
     def conclude(self, context: StageContext) -> None:
         self._held = {}
-        batches = (batch for problem in context.problems.values() for batch in problem.train.batches(None))
-        self.spaces.extend(gather(context.model, batches, context.stage), self.value("threshold"))
+        self.spaces.extend(gather(context.model, context.batches(), context.stage), self.value("threshold"))
 
     def commit(self, model: Flame, stage: int) -> list[Commit]:
         model.requires_grad_(False)
         return []
-
-    def state(self) -> MethodState:
-        return MethodState(dict(self.spaces.bases))
-
-    def restore(self, model: Flame, state: MethodState) -> None:
-        self.spaces = Subspaces(state.tensors)
-        self.spaces.check(model)
 
 
 class _Held:

@@ -7,18 +7,17 @@ from typing import ClassVar
 
 import torch
 
-from flame_moe.continual.methods.base import MethodState, Setting, StageContext, over
+from flame_moe.continual.methods.base import StageContext
 from flame_moe.continual.methods.growth import unfreeze
 from flame_moe.continual.methods.lora import LoRA
+from flame_moe.continual.methods.spaces import KeepsSpaces
 from flame_moe.continual.moments import Moment, gather
-from flame_moe.continual.subspace import Subspaces, free_directions
-from flame_moe.nn.model import Flame
+from flame_moe.continual.subspace import free_directions
 from flame_moe.nn.slices import LowRank
 from flame_moe.nn.stacked import StackedMatrix
-from flame_moe.schema import MethodConfig
 
 
-class InfLoRA(LoRA):
+class InfLoRA(KeepsSpaces, LoRA):
     """LoRA with B fixed: its rows are the directions in which the stage's own inputs have most energy, outside the
     space that holds a share `threshold` of the energy of earlier stages' inputs (Liang and Li 2024, arXiv 2404.00228;
     that space is kept as in gradient projection memory, without the paper's dual for large ones). Only A trains.
@@ -27,12 +26,6 @@ class InfLoRA(LoRA):
     """
 
     name: ClassVar[str] = "inflora"
-    defaults: ClassVar[Mapping[str, float]] = {"threshold": 0.95}
-    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.95, 0.99)
-
-    def __init__(self, config: MethodConfig) -> None:
-        super().__init__(config)
-        self.spaces = Subspaces()
 
     def prepare(self, context: StageContext) -> None:
         if context.stage == 0:
@@ -58,14 +51,6 @@ class InfLoRA(LoRA):
     def conclude(self, context: StageContext) -> None:
         self.spaces.extend(_inputs(context, None), self.value("threshold"))
 
-    def state(self) -> MethodState:
-        return MethodState(dict(self.spaces.bases))
-
-    def restore(self, model: Flame, state: MethodState) -> None:
-        self.spaces = Subspaces(state.tensors)
-        self.spaces.check(model)
-
 
 def _inputs(context: StageContext, names: Mapping[str, StackedMatrix] | None) -> dict[str, Moment]:
-    batches = (batch for problem in context.problems.values() for batch in problem.train.batches(None))
-    return gather(context.model, batches, context.stage, names)
+    return gather(context.model, context.batches(), context.stage, names)

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from torch import Tensor
-
-from flame_moe.continual.methods.base import Setting, StageContext, over
-from flame_moe.continual.methods.distillation import Teacher
+from flame_moe.continual.methods.distillation import Distils
 from flame_moe.continual.methods.frozen import Frozen
 from flame_moe.continual.methods.progressive import routed_blocks
 from flame_moe.nn.columns import MoreExperts
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import Settled
-from flame_moe.schema import MethodConfig, Modality, Task
-from flame_moe.training.hooks import Seen
+from flame_moe.schema import Modality, Task
 
 
-class LifelongMoE(Frozen):
+class LifelongMoE(Distils, Frozen):
     """A later stage adds `experts` experts to each block and as many columns to the gates of its modalities; old
     experts and old columns are frozen, a sequence may go to old and new ones. Encoders, attention and their norms are
     shared and train on in place, held by strength * distillation of the earlier tasks on the stage's own batches (Chen
@@ -27,12 +23,7 @@ class LifelongMoE(Frozen):
     """
 
     name: ClassVar[str] = "lifelong_moe"
-    defaults: ClassVar[Mapping[str, float]] = {"experts": 2, "strength": 1.0, "temperature": 2.0}
-    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.3, 1.0, 3.0)
-
-    def __init__(self, config: MethodConfig) -> None:
-        super().__init__(config)
-        self._teacher: Teacher | None = None
+    defaults: ClassVar[Mapping[str, float]] = {"experts": 2, **Distils.defaults}
 
     def add(
         self, model: Flame, stage: int, tasks: Sequence[Task], modalities: Sequence[str], new: Sequence[Modality]
@@ -55,15 +46,3 @@ class LifelongMoE(Frozen):
             for part in model.modules():
                 if isinstance(part, Settled) and part.stage < stage:
                     part.module.requires_grad_(False)
-
-    def prepare(self, context: StageContext) -> None:
-        self._teacher = Teacher(context) if context.old_tasks else None
-
-    def penalty(self, model: Flame, seen: Sequence[Seen]) -> Tensor | None:
-        if self._teacher is None:
-            return None
-        loss = self._teacher.loss(model, seen, self.value("temperature"))
-        return None if loss is None else self.value("strength") * loss
-
-    def conclude(self, context: StageContext) -> None:
-        self._teacher = None
