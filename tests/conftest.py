@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from flame_moe.data.store import Store
+from flame_moe.report.figures import DRAWN
 from tests.example_stores import random_samples, write
 
 
@@ -30,3 +32,11 @@ def shared_data() -> Path:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Ninety random samples with every kind of modality and task."""
     return write(tmp_path_factory.mktemp("tiny") / "store", random_samples(90))
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Reports without pictures, which take longer than everything else about a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flame_moe.report.page.figures.draw", lambda results: dict.fromkeys(DRAWN))
+        yield

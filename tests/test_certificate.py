@@ -25,7 +25,6 @@ from flame_moe.data.loader import make_batch
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, FlameError
 from flame_moe.nn.reads import reads, tensors_of
-from flame_moe.report.figures import DRAWN
 from flame_moe.results import Results
 from flame_moe.runs import extend, run
 from flame_moe.training import checkpoint
@@ -35,16 +34,10 @@ from tests.test_errors import rewrite
 from tests.test_runs import tree
 from tests.tiny import recipe
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 HERE = {"torch": "2", "cpu": "this", "threads": 1}
 STAGES = (("death", "block"), ("stage",), ("days", "codes"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """Reports without pictures: they take longer than everything else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flame_moe.report.page.figures.draw", lambda results: dict.fromkeys(DRAWN))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +148,7 @@ def test_no_bit_of_any_listed_tensor_can_be_flipped_unseen(learner: Learner, ent
 def test_other_statistics_descriptions_and_logits_are_named(learner: Learner, entries: dict[str, Entry]) -> None:
     entry, fitted = entries["days"], learner.preprocessor
     scaler = fitted.scalers["vitals"]
-    moved = replace(scaler, mean=scaler.mean + np.array([0, 1e-12, 0]))  # type: ignore[attr-defined, type-var]
+    moved = replace(scaler, mean=scaler.mean + np.array([0, 1e-12, 0]))
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("scalers", {**fitted.scalers, "vitals": moved}, "scaling of 'vitals'"),
         ("labels", {**fitted.labels, "days": {**fitted.labels["days"], "std": [3.25]}}, "labels of 'days'"),
@@ -192,7 +185,7 @@ def test_elsewhere_logits_may_differ_a_little_but_tensors_not_at_all(
         assert found.holds is holds_there
         assert found.environment == ("cpu: that, was this",)
         assert found.bitwise is (step == 0.0)
-    with changed(learner.model.heads["stage"].linear.bias, flip):  # type: ignore[union-attr, arg-type]
+    with changed(learner.model.heads["stage"].linear.bias, flip):
         assert [d[:2] for d in compare(entry, learner, elsewhere).differences] == [
             ("tensor", "heads.stage.linear.bias")
         ]
@@ -220,7 +213,7 @@ def test_synthetic_probes_have_every_pattern_and_lie_where_the_training_data_do(
     train = tiny_store.gather("static", tiny_store.indices(split="train"))
     drawn = learner.preprocessor.scalers["static"].draw(np.random.default_rng(0), 4000, 2)
     for c in range(2):
-        seen = train.values[train.observed[:, c], c]  # type: ignore[index]
+        seen = train.values[train.observed[:, c], c]
         assert np.allclose(np.quantile(drawn[:, c], [0.25, 0.5, 0.75]), np.quantile(seen, [0.25, 0.5, 0.75]), atol=0.35)
 
 
@@ -248,7 +241,7 @@ def test_a_batch_of_probes_is_that_of_the_loader(learner: Learner, tiny_store: S
     assert ours.modalities.keys() == theirs.modalities.keys()
     for name, part in ours.modalities.items():
         for a, b in zip(part, theirs.modalities[name], strict=True):
-            assert (a is None and b is None) or torch.equal(a, b), name  # type: ignore[arg-type]
+            assert (a is None and b is None) or torch.equal(a, b), name
     logits, _ = reads(learner.model, ours, learner.cursor("block"))
     assert logits.numpy().tobytes() == learner.predict(tiny_store, "block", indices).logits.tobytes()
     assert collate([s for s in probes.taken(task, tiny_store, "val")], "block", task.modalities, 1).size >= 5

@@ -23,7 +23,6 @@ from flame_moe.data.store import Store
 from flame_moe.errors import BusyError, CheckpointError
 from flame_moe.files import replacing_folder, restore_folder, whole
 from flame_moe.locking import writing
-from flame_moe.report.figures import DRAWN
 from flame_moe.runs import Run, extend, run
 from flame_moe.schema import Stage
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
@@ -32,14 +31,9 @@ from tests.test_runs import tree
 from tests.test_training import Crash, CutOff
 from tests.tiny import recipe
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flame_moe.report.page.figures.draw", lambda results: dict.fromkeys(DRAWN))
-        yield
 
 
 @pytest.fixture(scope="module")

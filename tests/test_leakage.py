@@ -83,7 +83,7 @@ def test_a_subject_of_a_source_is_in_one_split_only(maker: Maker) -> None:
 
 def test_nothing_from_after_the_prediction_is_an_input(maker: Maker) -> None:
     if maker.name in ("physionet2012", "folder"):
-        pytest.skip("its files end at the prediction")
+        pytest.skip("the files of this source hold nothing from after the prediction: there is nothing to edit")
     later = LATER.get(maker.name)
     plain, other = maker.plain, maker.store(Edit(late=True))
     assert contents(maker.place / "raw1") != contents(maker.place / f"raw{maker.made}"), "nothing was edited"

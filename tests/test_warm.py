@@ -111,10 +111,10 @@ def test_the_last_layer_is_taken_over_between_tasks_of_the_same_kind(warm: tuple
     model.add_router_heads(["vitals", "static"], 1)
     model.add_task(later)
     start_warm(model, 1, [WarmStart("later", "death", 1.0, ("vitals", "static"), True)], {"death": 0})
-    old, new = model.heads["death"].linear, model.heads["later"].linear  # type: ignore[union-attr]
-    assert torch.equal(new.weight[:, 8:], old.weight[:, :8])  # type: ignore[index, union-attr]
-    assert torch.equal(new.weight[:, :8], old.weight[:, 8:])  # type: ignore[index, union-attr]
-    assert torch.equal(new.bias, old.bias)  # type: ignore[union-attr, arg-type]
+    old, new = model.heads["death"].linear, model.heads["later"].linear
+    assert torch.equal(new.weight[:, 8:], old.weight[:, :8])
+    assert torch.equal(new.weight[:, :8], old.weight[:, 8:])
+    assert torch.equal(new.bias, old.bias)
 
 
 def test_without_a_shared_modality_nothing_is_taken_over_and_that_is_on_record(tiny_store: Store) -> None:
