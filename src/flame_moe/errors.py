@@ -46,6 +46,10 @@ class CheckpointError(FlameError):
     """A checkpoint that is missing, incomplete, damaged or does not fit the model."""
 
 
+class AdapterError(FlameError):
+    """An adapter, expert, task or target of a language model that does not fit the model or the request."""
+
+
 class BusyError(FlameError):
     """Something that another process is writing at this moment."""
 

@@ -1,0 +1,188 @@
+"""One linear layer with a LoRA expert per task, a routing vector for each, and the choice among them.
+
+n input features, E experts of this layer, k chosen ones:
+
+    expert i        y = W u + c_i B_i A_i u                                    c_i = alpha / r
+    gate of i       y = W u + sigmoid(v_i^T u) c_i B_i A_i u                   only v_i is trained
+    routed          y = W u + sum_i w_i(u) c_i B_i A_i u                       w: `scores.top_k_weights`
+
+The experts are LoRA adapters of PEFT; the gate and the routed sum are LoRA variants of PEFT (`LoraVariant`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from flame_moe.errors import AdapterError
+from flame_moe.mllm.adapters.routed_config import RoutedLoraConfig
+from flame_moe.mllm.adapters.scores import pooled, scores, top_k_weights
+from flame_moe.mllm.adapters.tokens import Tokens
+from flame_moe.mllm.adapters.variant import TokenDependent
+
+NULL = "(null)"
+"""Name of the null expert in a record; no task can be called so."""
+
+
+class RoutedLinear(lora.Linear):
+    """A linear layer with routed LoRA experts; what a forward does depends on the active adapter alone.
+
+    Attributes:
+        lora_gate: task -> routing vector (n,), float32, zero until it is trained or filled.
+        lora_null: name of the router -> its null expert.
+        tokens: what is known of the tokens of the running forward, shared by all layers of a model.
+        layer_name: of this layer in the model.
+    """
+
+    adapter_layer_names: tuple[str, ...] = (*lora.Linear.adapter_layer_names, "lora_gate")
+    tokens: Tokens
+    layer_name: str
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
+        """Add an expert, or the router."""
+        if not hasattr(self, "lora_gate"):
+            self.lora_gate = nn.ParameterDict()
+            self.lora_null = nn.ModuleDict()
+            self.frozen_peft_weight_names = {}
+        base: Any = self.get_base_layer()
+        weight, features = base.weight, cast(int, self.in_features)
+        if isinstance(config, RoutedLoraConfig):
+            self.lora_variant[adapter_name] = Routed(config)
+            self.lora_A[adapter_name] = self.lora_B[adapter_name] = _NoWeights(weight.dtype)
+            self.lora_dropout[adapter_name] = nn.Identity()
+            self.scaling[adapter_name], self.lora_bias[adapter_name] = 1.0, False
+            self.lora_null[adapter_name] = NullExpert(features, weight.device)
+            return
+        self.lora_gate[adapter_name] = nn.Parameter(
+            torch.zeros(features, dtype=torch.float32, device=weight.device), requires_grad=False
+        )
+        self.frozen_peft_weight_names[adapter_name] = ("lora_gate",)
+        super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
+
+    def gate_only(self, task: str | None) -> None:
+        """Apply and train the gate of this expert and nothing else; None: of none."""
+        for name in list(self.lora_gate):
+            chosen = name == task
+            self.frozen_peft_weight_names[name] = ("lora_A", "lora_B") if chosen else ("lora_gate",)
+            if chosen:
+                self.lora_variant[name] = Gated()
+            else:
+                self.lora_variant.pop(name, None)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an expert and its gate."""
+        super().delete_adapter(adapter_name)
+        if adapter_name in self.lora_null:
+            del self.lora_null[adapter_name]
+
+    def expert_output(self, task: str, x: Tensor) -> Tensor:
+        """c B A u of one expert: (..., n) -> (..., out)."""
+        down: Any = self.lora_A[task]
+        up = self.lora_B[task]
+        return up(down(self.lora_dropout[task](x.to(down.weight.dtype)))) * self.scaling[task]
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """As in PEFT, but a gate stays in float32."""
+        gate = self.lora_gate.get(adapter_name)
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        if gate is not None and gate.device.type != "meta":
+            place = self.lora_gate[adapter_name].device
+            self.lora_gate[adapter_name] = nn.Parameter(gate.detach().to(place), requires_grad=gate.requires_grad)
+
+
+class Gated(TokenDependent):
+    """An expert behind its own sigmoid gate, as it is while the gate is trained."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        """Base output plus the gated expert: x (..., n), result (..., out) -> (..., out)."""
+        gate = torch.sigmoid(x.float() @ module.lora_gate[active_adapter].float()).unsqueeze(-1)
+        return result + gate.to(x.dtype) * module.expert_output(active_adapter, x)
+
+
+class Routed(TokenDependent):
+    """The sum of the experts that each token, or each sample, chooses."""
+
+    def __init__(self, config: RoutedLoraConfig) -> None:
+        self.config = config
+
+    def forward(  # type: ignore[override]  # PEFT's is static and calls it on the instance
+        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Base output plus the weighted experts: x (..., n), result (..., out) -> (..., out)."""
+        pool = [task for task in self.config.tasks if task in module.lora_gate]
+        if not pool:
+            return result
+        weights = self.weights(module, active_adapter, pool, x)
+        names = [*pool, NULL] if weights.shape[-1] > len(pool) else pool
+        if (record := module.tokens.record) is not None:
+            record.add(module.layer_name, names, weights.expand(*x.shape[:-1], len(names)), module.tokens.real_of(x))
+        for i, task in enumerate(pool):
+            output = module.expert_output(task, x)
+            result = result + weights[..., i, None].to(output.dtype) * output
+        return result
+
+    def weights(self, module: RoutedLinear, router: str, pool: list[str], x: Tensor) -> Tensor:
+        """Weight of every expert: (..., n) -> (..., E), or (B, 1, E) where a whole sample chooses.
+
+        One more column where the null expert takes part.
+        """
+        config = self.config
+        score = scores(x, torch.stack([module.lora_gate[task] for task in pool]), config.score)
+        if config.null_expert:
+            score = torch.cat([score, module.lora_null[router](x, config.score)], dim=-1)
+        if config.granularity == "sequence":
+            score = _decided(module, score, x)
+        return top_k_weights(score, config.top_k, config.temperature)
+
+
+class NullExpert(nn.Module):
+    """The score of using no expert: that of a routing vector of its own, plus an offset. Both are fitted, not trained.
+
+    Args:
+        features: n.
+        device: where the layer's base is.
+    """
+
+    vector: Tensor
+    offset: Tensor
+    fitted: Tensor
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("vector", torch.zeros(features, device=device))
+        self.register_buffer("offset", torch.zeros((), device=device))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
+
+    def forward(self, x: Tensor, kind: str) -> Tensor:
+        """(..., n) -> (..., 1)."""
+        return scores(x, self.vector[None], kind) + self.offset
+
+
+class _NoWeights(nn.Module):
+    """Stands where PEFT looks for an adapter's matrices: the router has none, so nothing is stored or counted."""
+
+    weight: Tensor
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(0, dtype=dtype), persistent=False)
+
+
+def _decided(module: RoutedLinear, score: Tensor, x: Tensor) -> Tensor:
+    """The score of each sample, from the prompt; what the first forward with a cache decided stays so."""
+    if score.ndim != 3:
+        mend = "Use granularity='token' for layers whose input is not (batch, token, features)."
+        raise AdapterError("a layer does not see whole sequences", where=module.layer_name, mend=mend)
+    kept = module.tokens.decided.get(module.layer_name)
+    if kept is None:
+        kept = pooled(score.detach(), module.tokens.prompt_of(x))
+        module.tokens.decided[module.layer_name] = kept
+    if kept.shape[0] != score.shape[0] or kept.shape[-1] != score.shape[-1]:
+        mend = "Fill a new cache: samples or experts have changed since this one was filled."
+        raise AdapterError("the routing kept with the cache does not fit", where=module.layer_name, mend=mend)
+    return kept
