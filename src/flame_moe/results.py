@@ -22,7 +22,13 @@ from flame_moe.schema import Description, Name, Task, TaskKind
 
 FORMAT: Final = "flame-moe-results"
 VERSION: Final = 1
-PRIMARY: dict[TaskKind, str] = {"binary": "auroc", "multiclass": "auroc", "multilabel": "auroc", "regression": "r2"}
+PRIMARY: dict[TaskKind | Literal["answer"], str] = {
+    "binary": "auroc",
+    "multiclass": "auroc",
+    "multilabel": "auroc",
+    "regression": "r2",
+    "answer": "accuracy",
+}
 """The metric that speaks for a task of each kind."""
 LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
 
@@ -252,6 +258,56 @@ class Comparison(Description):
     footprint: tuple[Footprint, ...] = ()
 
 
+class AnswerTask(Description):
+    """A task of a language model: its answers are text, right if all of it is."""
+
+    name: Name
+    kind: Literal["answer"] = "answer"
+    description: str = ""
+    caveat: str = ""
+
+
+class AnswerStage(Description):
+    """What one stage of a language model cost and kept.
+
+    `foundation` is the exact match on skills of the base model that no stage trains; null for methods that must be told
+    the task. `samples` were shown in training, with repetition, and `seconds` is the training alone.
+    """
+
+    after_stage: Count
+    samples: Count
+    steps: Count
+    seconds: Number
+    foundation: Number | None = None
+
+
+class AnswerRouting(Description):
+    """How the samples of a task are routed after a stage: the share of the weight that its own expert has, and the
+    entropy of the weights over the experts in nats; means over tokens, layers and samples."""
+
+    after_stage: Count
+    task: str
+    own: Number
+    entropy: Number
+
+
+class Answers(Description):
+    """A stream of tasks of a language model (`flame_moe.mllm`).
+
+    `before` is the exact match of the base model on each task and on the foundation, before any stage; `measures` has
+    the numbers of `flame_moe.mllm.measures`, by name.
+    """
+
+    stream: str
+    order: str
+    licence: str
+    before: dict[str, Number]
+    stages: tuple[AnswerStage, ...]
+    routing: tuple[AnswerRouting, ...] = ()
+    measures: dict[str, Number] = Field(default_factory=dict)
+    base: dict[str, Any] = Field(default_factory=dict)
+
+
 class Results(Description):
     """One run: what was measured, on what, after which stage, and how.
 
@@ -269,7 +325,7 @@ class Results(Description):
     seed: Count
     environment: Environment
     created: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[Annotated[Task | AnswerTask, Field(discriminator="kind")], ...]
     stages: Annotated[tuple[StageRecord, ...], Field(min_length=1)]
     evaluations: tuple[Evaluation, ...]
     drift: tuple[Drift, ...] = ()
@@ -282,6 +338,7 @@ class Results(Description):
     data: DataSummary | None = None
     comparison: tuple[Comparison, ...] = ()
     certificate: Certificate | None = None
+    answers: Answers | None = None
 
     @model_validator(mode="after")
     def _names_exist(self) -> Results:

@@ -46,6 +46,7 @@ def render(results: Results) -> str:
         performance=tables.performance(results),
         transfer=tables.transfer(results),
         measures=stream.measured(results),
+        answers=tables.answers(results),
         drift=tables.drift(results),
         footprint=tables.footprint(results),
         stages=tables.stages(results),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flame_moe.measures import backward_transfer
 from flame_moe.progression import progression
-from flame_moe.results import PRIMARY, Drift, Evaluation, Results
+from flame_moe.results import PRIMARY, AnswerTask, Drift, Evaluation, Results
 from flame_moe.schema import Task
 
 GROUPS = (
@@ -110,6 +110,29 @@ def transfer(results: Results) -> Table | None:
         rows.append((task.name, "", cells))
     head = [f"{name}: {what}" for name, _ in sources for what in ("when learned", "now", "change")]
     return Table("Earlier tasks then and now", ("Task", "Metric", *head), rows, [])
+
+
+def answers(results: Results) -> list[Table]:
+    """Of a stream of a language model: what the base could do, what each stage cost and kept, and the measures."""
+    found = results.answers
+    if found is None:
+        return []
+    routed = {(row.after_stage, row.task): row for row in found.routing}
+    before = [("before", "", [Cell(number(found.before[name]), strong=True) for name in found.before])]
+    rows = []
+    for stage, record in zip(found.stages, results.stages, strict=True):
+        own = [routed[stage.after_stage, t.name].own for t in results.tasks if (stage.after_stage, t.name) in routed]
+        kept = "\u2013" if stage.foundation is None else number(stage.foundation)
+        share = "\u2013" if not own else number(sum(own) / len(own))
+        said = (f"{stage.samples:,}", f"{stage.steps:,}", number(stage.seconds), kept)
+        rows.append((", ".join(record.tasks), "", [*map(Cell, said), Cell(share, derived=bool(own))]))
+    values = [(name, "", [Cell(number(value))]) for name, value in found.measures.items()]
+    head = ("Stage", "Samples shown", "Steps", "Seconds of training", "Foundation", "Routed to the own expert")
+    return [
+        Table("Exact match of the base model, before any stage", ("", *found.before), before, [found.licence]),
+        Table("What each stage cost, and what it left of the base model's skills", head, rows, []),
+        Table("Measures of continual instruction tuning", ("Measure", "Value"), values, []),
+    ]
 
 
 def drift(results: Results) -> Table | None:
@@ -273,12 +296,12 @@ def _worst(results: Results, task: str) -> str:
     return f"{max(row.max_abs_logit_change for row in rows):.3g}"
 
 
-def _in_order(results: Results) -> Sequence[Task]:
+def _in_order(results: Results) -> Sequence[Task | AnswerTask]:
     """Tasks as they were learned."""
     return [_task(results, name) for stage in results.stages for name in stage.tasks]
 
 
-def _task(results: Results, name: str) -> Task:
+def _task(results: Results, name: str) -> Task | AnswerTask:
     return next(task for task in results.tasks if task.name == name)
 
 

