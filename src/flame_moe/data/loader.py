@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flame_moe.batch import FlexiBatch, ModalityBatch
 from flame_moe.data.preprocess import Preprocessor
+from flame_moe.data.scaled import scaled
 from flame_moe.data.store import Store, spread
 from flame_moe.errors import DataError
 from flame_moe.schema import Task
@@ -116,7 +117,7 @@ def pad_modality(
         return None
     n, longest = len(part.rows), int(part.lengths.max())
     places = spread(np.arange(n, dtype=np.int64) * longest, part.lengths)
-    scaled = preprocessor.apply(modality, part.values, part.observed)
+    values = scaled(store, preprocessor, modality, part)
 
     def placed(packed: NDArray[np.generic]) -> torch.Tensor:
         padded = np.zeros((n * longest, *packed.shape[1:]), dtype=packed.dtype)
@@ -125,7 +126,7 @@ def pad_modality(
 
     return ModalityBatch(
         rows=torch.from_numpy(part.rows),
-        values=placed(scaled),
+        values=placed(values),
         lengths=torch.from_numpy(part.lengths),
         times=None if part.times is None else placed(part.times),
         observed=None if part.observed is None else placed(part.observed),

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -124,16 +124,19 @@ class Quantile:
         return cls(tuple(x for x, _ in pairs), tuple(z for _, z in pairs))
 
     def apply(self, values: Values, observed: Flags | None) -> Values:
-        """All channels at once: z = base + slope (x - anchor) of the segment between knots that holds x."""
-        knots, anchor, base, slope = self._segments
-        seen = values if observed is None else np.where(observed, values, np.float32(0.0))
-        x = np.ascontiguousarray(seen.T, dtype=np.float64)
-        segment = torch.searchsorted(knots, torch.from_numpy(x), right=True).numpy()
-        z = np.take_along_axis(slope, segment, 1)
-        z *= x - np.take_along_axis(anchor, segment, 1)
-        z += np.take_along_axis(base, segment, 1)
-        scaled = np.clip(z, -TAIL, TAIL).T.astype(np.float32)
-        return scaled if observed is None else np.where(observed, scaled, np.float32(0.0))
+        """The observed cells, channel by channel: z = base + slope (x - anchor) of the segment that holds x."""
+        anchor, base, slope = self._segments
+        seen = np.ones(values.shape, dtype=bool) if observed is None else observed
+        cells = np.flatnonzero(np.ascontiguousarray(seen.T))
+        x = np.ascontiguousarray(values.T).ravel()[cells].astype(np.float64)
+        ends = np.searchsorted(cells, np.arange(len(self.knots) + 1) * len(values))
+        segment = np.empty(len(cells), dtype=np.int64)
+        for c, (start, end) in enumerate(pairwise(ends)):
+            segment[start:end] = np.searchsorted(self.knots[c], x[start:end], side="right") + c * anchor.shape[1]
+        z = slope.ravel()[segment] * (x - anchor.ravel()[segment]) + base.ravel()[segment]
+        scaled = np.zeros((values.shape[1], len(values)), dtype=np.float32)
+        scaled.ravel()[cells] = np.clip(z, -TAIL, TAIL)
+        return np.ascontiguousarray(scaled.T)
 
     def draw(self, generator: np.random.Generator, steps: int, channels: int) -> Values:
         levels = generator.random((steps, channels))
@@ -144,16 +147,14 @@ class Quantile:
         return np.stack(columns, axis=1)
 
     @cached_property
-    def _segments(self) -> tuple[torch.Tensor, Floats, Floats, Floats]:
-        """Knots (C, K), padded with infinity, and anchor, base and slope (C, K + 1) of the segments around them."""
+    def _segments(self) -> tuple[Floats, Floats, Floats]:
+        """Anchor, base and slope (C, K + 1) of the segments around the knots of every channel."""
         channels, most = len(self.knots), max(1, *(len(x) for x in self.knots))
-        knots = np.full((channels, most), np.inf)
         anchor, base, slope = np.zeros((3, channels, most + 1))
         for c, (x, z) in enumerate(zip(self.knots, self.scores, strict=True)):
             n = len(x)
             if n == 0:
                 continue
-            knots[c, :n] = x
             anchor[c, 0], anchor[c, 1 : n + 1] = x[0], x
             if n == 1:
                 slope[c, :2] = 1.0
@@ -163,7 +164,7 @@ class Quantile:
             slope[c, 0] = (z[low] - z[0]) / (x[low] - x[0])
             slope[c, 1:n] = np.diff(z) / np.diff(x)
             slope[c, n] = (z[-1] - z[high]) / (x[-1] - x[high])
-        return torch.from_numpy(knots), anchor, base, slope
+        return anchor, base, slope
 
     def plain(self) -> dict[str, Any]:
         return {

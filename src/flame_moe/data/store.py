@@ -31,6 +31,7 @@ class Ragged(NamedTuple):
         observed: (steps, C) bool or None.
         times: (steps,) float32 or None.
         lengths: (k,) int64, each >= 1.
+        steps: (steps,) int64, where they lie among all steps of the modality in the store.
     """
 
     rows: NDArray[np.int64]
@@ -38,6 +39,7 @@ class Ragged(NamedTuple):
     observed: NDArray[np.bool_] | None
     times: NDArray[np.float32] | None
     lengths: NDArray[np.int64]
+    steps: NDArray[np.int64]
 
 
 class Store:
@@ -148,6 +150,10 @@ class Store:
         lengths: NDArray[np.int64] = offsets[wanted + 1] - offsets[wanted]
         return lengths
 
+    def steps(self, modality: str) -> int:
+        """How many steps all samples together have of a modality."""
+        return int(self._array(f"modalities/{self._known(modality)}/offsets.bin")[-1])
+
     def gather(self, modality: str, indices: ArrayLike) -> Ragged:
         """One modality of several samples; samples without it are left out (see `Ragged.rows`)."""
         wanted = np.asarray(indices, dtype=np.int64)
@@ -163,6 +169,7 @@ class Store:
             observed=self._array(f"{folder}/observed.bin")[steps] if description.has_observed else None,
             times=self._array(f"{folder}/times.bin")[steps] if description.has_times else None,
             lengths=lengths,
+            steps=steps,
         )
 
     def times(self, modality: str, indices: ArrayLike) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.stacked import StackedLinear
 
 
@@ -33,10 +34,29 @@ class SelfAttention(nn.Module):
         packed = self.inputs(x, cursor, mask)
         if steps == 1:
             return self.output(packed[..., 2 * width :], cursor, mask)
-        q, k, v = packed.view(n, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        rate = self.dropout if self.training else 0.0
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=rate)
+        apart = packed.view(n, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.training and self.dropout:
+            q, k, v = apart.reshape(3, n * self.heads, steps, -1).unbind(0)
+            z = _attend(q, k, v, mask, self.dropout).view(n, self.heads, steps, -1)
+        else:
+            q, k, v = apart.unbind(0)
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         return self.output(z.transpose(1, 2).reshape(n, steps, width), cursor, mask)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rate: float) -> Tensor:
+    """Scaled dot-product attention with dropout on the weights; the fused kernels of CPUs have none.
+
+    Args:
+        q, k, v: (n heads, T, d_h).
+        mask: (n, T) bool, which keys exist.
+        rate: of dropout.
+    """
+    steps, heads = q.shape[1], len(q) // len(mask)
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+    bias = bias.repeat_interleave(heads, dim=0)[:, None, :].expand(-1, steps, -1)
+    scores = torch.baddbmm(bias, q, k.mT, alpha=1.0 / math.sqrt(q.shape[-1]))
+    return torch.bmm(dropout(torch.softmax(scores, dim=-1), rate), v)
 
 
 def positions(steps: int, width: int, device: torch.device) -> Tensor:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flame_moe.nn.attention import SelfAttention
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Router, Routing
 from flame_moe.nn.moe import Sequences, mixture
@@ -122,7 +122,7 @@ class Block(nn.Module):
         mixed, routings = self._mix(ready, cursor)
         out: dict[str, Sequences] = {}
         for name, y in mixed.items():
-            y = F.dropout(y, rate, self.training)
+            y = dropout(y, rate, self.training)
             out[name] = Sequences(attended[name] + y if self.preset.residual else y, inputs[name].mask)
         return out, routings if self.preset.experts == "routed" else {}
 
@@ -134,7 +134,7 @@ class Block(nn.Module):
         for name, (x, mask) in inputs.items():
             layer = self.layers[name]
             assert isinstance(layer, ModalityLayer)
-            a = F.dropout(layer.attention(layer.before(x, cursor), mask, cursor), rate, self.training)
+            a = dropout(layer.attention(layer.before(x, cursor), mask, cursor), rate, self.training)
             attended[name] = x + a if self.preset.residual else a
             if layer.between is not None:
                 ready[name] = Sequences(layer.between(attended[name], cursor), mask)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flame_moe.nn.dropout import dropout
+from flame_moe.nn.grouped import Weights
 from flame_moe.nn.stacked import StackedMatrix, StageVector
 
 
@@ -47,13 +49,19 @@ class ExpertPool(nn.Module):
         self.fc2 = StackedMatrix(experts, width, hidden, stage=stage)
         self.fc2_bias = StageVector(_uniform(experts, width, hidden), stage)
 
+    def weights(self, cursor: int) -> Weights:
+        """Everything that a task with this cursor reads."""
+        conv, fc1, fc2 = (m.effective(cursor) for m in (self.conv, self.fc1, self.fc2))
+        bc, gain, shift = (v.at(cursor) for v in (self.conv_bias, self.norm_weight, self.norm_bias))
+        return Weights(conv, bc, gain, shift, fc1, self.fc1_bias.at(cursor), fc2, self.fc2_bias.at(cursor))
+
     @property
     def observed(self) -> bool:
         """Whether somebody gathers the inputs of a matrix of the pool."""
         return any(m.observer is not None for m in (self.conv, self.fc1, self.fc2))
 
     def forward(self, near_RkD: Tensor, counts: Sequence[int], cursor: int, there_R: Tensor | None = None) -> Tensor:
-        """Run every expert once, on its own run of rows.
+        """Run every expert once, on its own run of rows: the simple form, which `nn.grouped` does faster.
 
         Args:
             near_RkD: (R, k, d), each row with its neighbours, sorted by expert; the row itself is in the middle.
@@ -64,9 +72,7 @@ class ExpertPool(nn.Module):
         Returns:
             (R, d).
         """
-        conv, fc1, fc2 = (m.effective(cursor) for m in (self.conv, self.fc1, self.fc2))
-        bc, gain, shift = (v.at(cursor) for v in (self.conv_bias, self.norm_weight, self.norm_bias))
-        b1, b2 = self.fc1_bias.at(cursor), self.fc2_bias.at(cursor)
+        conv, bc, gain, shift, fc1, b1, fc2, b2 = self.weights(cursor)
         out = []
         masks = [None] * self.experts if there_R is None else there_R.split(list(counts))
         for e, (near, there) in enumerate(zip(near_RkD.split(list(counts)), masks, strict=True)):
@@ -75,7 +81,7 @@ class ExpertPool(nn.Module):
                 c = F.gelu(F.linear(near.flatten(1), conv[e], bc[e]))
                 h = F.layer_norm(near[:, self.kernel // 2] + c, (self.width,), gain[e], shift[e])
                 self.fc1.observe(h, there, e)
-                q = F.dropout(F.gelu(F.linear(h, fc1[e], b1[e])), self.dropout, self.training)
+                q = dropout(F.gelu(F.linear(h, fc1[e], b1[e])), self.dropout, self.training)
                 self.fc2.observe(q, there, e)
                 out.append(F.linear(q, fc2[e], b2[e]))
         return torch.cat(out)
@@ -86,7 +92,12 @@ class Joined:
 
     def __init__(self, pools: Sequence[ExpertPool]) -> None:
         self.pools, self.kernel = pools, pools[0].kernel
-        self.experts = sum(pool.experts for pool in pools)
+        self.experts, self.dropout = sum(pool.experts for pool in pools), pools[0].dropout
+        self.training = any(pool.training for pool in pools)
+
+    def weights(self, cursor: int) -> Weights:
+        """Everything that a task with this cursor reads, one pool after the other."""
+        return Weights(*(torch.cat(same) for same in zip(*(pool.weights(cursor) for pool in self.pools), strict=True)))
 
     @property
     def observed(self) -> bool:

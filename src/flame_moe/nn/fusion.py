@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.moe import Sequences
 from flame_moe.nn.pooling import READOUTS
 from flame_moe.schema import Task
@@ -54,4 +54,4 @@ class Head(nn.Module):
                 part = part.index_copy(0, rows[name], pooled.to(part.dtype))
             parts.append(part)
         fused = self.norm(torch.cat(parts, dim=1))
-        return self.linear(F.dropout(fused, self.dropout, self.training))
+        return self.linear(dropout(fused, self.dropout, self.training))

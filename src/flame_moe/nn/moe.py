@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flame_moe.nn.experts import ExpertPool, Joined
 from flame_moe.nn.gating import Routing
+from flame_moe.nn.grouped import Rows, Weights, apply_experts
 
 
 class Sequences(NamedTuple):
@@ -34,16 +35,12 @@ class Dispatch(NamedTuple):
     """The plan of one layer.
 
     Attributes:
-        near: (R, k) rows of the packed steps that each routed row reads; S points at a row of zeros.
-        back: (S, K) the routed rows that belong to each step.
-        gates: (S, K) their weights.
-        counts: E routed rows per expert.
+        rows: where routed rows come from and go to.
+        gates: (S, K) weights of the rows of each step.
     """
 
-    near: Tensor
-    back: Tensor
+    rows: Rows
     gates: Tensor
-    counts: list[int]
 
 
 def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts: int, kernel: int) -> Dispatch:
@@ -77,11 +74,11 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
     near_Rk = torch.where(inside_Rk, step_R[:, None] + tap_k, steps)
 
     slot_R = (order_P % K)[pair_R]
-    back_SK = torch.empty(rows, dtype=torch.long, device=device)
-    back_SK[step_R * K + slot_R] = place_R
+    in_back_R = step_R * K + slot_R
+    back_SK = torch.empty(rows, dtype=torch.long, device=device).scatter_(0, in_back_R, place_R)
     gates_SK = torch.repeat_interleave(torch.cat([r.gates for r in routings]), lengths, dim=0, output_size=steps)
     counts = torch.zeros(experts, dtype=torch.long, device=device).scatter_add(0, expert_P[order_P], length_P)
-    return Dispatch(near_Rk, back_SK.view(steps, K), gates_SK, counts.tolist())
+    return Dispatch(Rows(near_Rk, back_SK.view(steps, K), in_back_R, counts.tolist()), gates_SK)
 
 
 def mixture(
@@ -99,14 +96,24 @@ def mixture(
         modality -> (n, T, d); padded steps hold nothing of use.
     """
     shapes = [(s.x.shape[0], s.x.shape[1]) for s in inputs.values()]
-    way = plan(shapes, [routings[name] for name in inputs], pool.experts, pool.kernel)
-    x_SD = torch.cat([s.zeroed().flatten(0, 1) for s in inputs.values()])
-    padded = F.pad(x_SD, (0, 0, 0, 1))
-    near_RkD = padded.index_select(0, way.near.flatten()).view(*way.near.shape, -1)
-    there_R = None
+    rows, gates_SK = plan(shapes, [routings[name] for name in inputs], pool.experts, pool.kernel)
+    flat = [s.zeroed().flatten(0, 1) for s in inputs.values()]
+    x_ZD = torch.cat([*flat, flat[0].new_zeros(1, flat[0].shape[1])])
     if pool.observed:
-        there_R = torch.cat([s.mask.flatten() for s in inputs.values()])[way.near[:, pool.kernel // 2]]
-    y_RD = pool(near_RkD, way.counts, cursor, there_R)
-    out_SD = F.embedding_bag(way.back, y_RD, per_sample_weights=way.gates.to(y_RD.dtype), mode="sum")
+        near_RkD = x_ZD.index_select(0, rows.near.flatten()).view(*rows.near.shape, -1)
+        there_R = torch.cat([s.mask.flatten() for s in inputs.values()])[rows.near[:, pool.kernel // 2]]
+        y_RD = pool(near_RkD, rows.counts, cursor, there_R)
+        out_SD = F.embedding_bag(rows.back, y_RD, per_sample_weights=gates_SK.to(y_RD.dtype), mode="sum")
+    else:
+        rate = pool.dropout if pool.training else 0.0
+        weights = pool.weights(cursor)
+        if autocast := autocast_type(x_ZD.device):
+            x_ZD, weights = x_ZD.to(autocast), Weights(*(t.to(autocast) for t in weights))
+        out_SD = apply_experts(x_ZD, gates_SK, weights, rows, rate)
     parts = out_SD.split([n * t for n, t in shapes])
     return {name: part.view(*shape, -1) for name, part, shape in zip(inputs, parts, shapes, strict=True)}
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type in which products are to be computed; None where autocast is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

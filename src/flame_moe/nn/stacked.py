@@ -265,11 +265,11 @@ class StageVector(Growable):
 
     def at(self, cursor: int) -> Tensor:
         """The copy that a task with this cursor reads."""
-        return self.copies[self._key(cursor)]
-
-    def _key(self, cursor: int) -> str:
-        stages = [int(s) for s in self.copies]
-        return str(max((s for s in stages if s <= cursor), default=min(stages)))
+        copies = self.copies
+        if len(copies) == 1:
+            return next(iter(copies.values()))
+        stages = [int(s) for s in copies]
+        return copies[str(max((s for s in stages if s <= cursor), default=min(stages)))]
 
     def grow(self, stage: int) -> None:
         source = self.at(stage)

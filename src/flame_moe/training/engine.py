@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from flame_moe.batch import FlexiBatch, drop_cells, drop_modalities
 from flame_moe.data.loader import Loader, to_device
@@ -174,7 +175,8 @@ class _Session:
         self.fabric.backward(loss if penalty is None else loss + penalty)
         self.hooks.adjust_gradients(self.model)
         limit = math.inf if self.config.clip is None else self.config.clip
-        norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = clip_grad_norm_(reached, limit, foreach=True)
         _refuse_gradient(norm, [s.batch for s in seen], epoch)
         self.optimizer.step()
         self.hooks.after_step(self.model)
@@ -204,9 +206,9 @@ def _thin(batch: FlexiBatch, config: TrainConfig) -> FlexiBatch:
     return drop_cells(drop_modalities(batch, config.modality_dropout), config.cell_dropout)
 
 
-def _refuse_gradient(norm: Tensor | None, batches: list[FlexiBatch], epoch: int) -> None:
+def _refuse_gradient(norm: Tensor, batches: list[FlexiBatch], epoch: int) -> None:
     """Stop before the update if a finite loss has a gradient that is not."""
-    if norm is None or bool(torch.isfinite(norm)):
+    if bool(torch.isfinite(norm)):
         return
     raise NonFiniteError(
         f"the gradient's norm is {norm.item()}; no weight was changed by it",

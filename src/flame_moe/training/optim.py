@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, pretrained: float = 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over everything that is trainable now."""
     groups = parameter_groups(model, config.weight_decay, config.pretrained_lr / config.lr)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

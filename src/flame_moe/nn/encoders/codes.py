@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flame_moe.batch import ModalityBatch
 from flame_moe.nn.attention import SelfAttention
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
 from flame_moe.nn.moe import Sequences
@@ -94,4 +95,4 @@ class CodeEncoder(Encoder):
         return x + self._drop(self.down(F.gelu(self.up(self.between(x, cursor), cursor, mask)), cursor, mask))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flame_moe.batch import ModalityBatch
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm, pooling
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
@@ -57,7 +58,7 @@ class ImageEncoder(Encoder):
         mask = part.mask
         cells = self._cells(part.values[mask], cursor)
         time = self.time_map(self.embed_time(part.times[mask], cursor), cursor) / math.sqrt(cells.shape[-1])
-        tokens = F.dropout(cells + self.place.at(cursor) + time[:, None], self.dropout, self.training)
+        tokens = dropout(cells + self.place.at(cursor) + time[:, None], self.dropout, self.training)
         n, length = mask.shape
         x = tokens.new_zeros(n, length, *tokens.shape[1:])
         x[mask] = tokens

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_moe.batch import ModalityBatch
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeAttention
 from flame_moe.nn.moe import Sequences
@@ -58,7 +59,7 @@ class SeriesEncoder(Encoder):
         grid = regular_grid(part.values, part.times, part.observed, self.steps)
         regular = self.regular(grid, cursor)
         both = torch.cat([irregular.amax(1), regular.amax(1)], dim=-1)
-        hidden = F.relu(self.mix_hidden(F.dropout(both, self.dropout, self.training), cursor))
+        hidden = F.relu(self.mix_hidden(dropout(both, self.dropout, self.training), cursor))
         g = torch.sigmoid(self.mix(hidden, cursor))[:, :, None]
         x = g * irregular + (1 - g) * regular
         return Sequences(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))

@@ -47,15 +47,15 @@ class TableEncoder(Encoder):
         assert part.observed is not None
         observed = part.observed[:, 0]
         values = torch.where(observed, part.values[:, 0], 0.0)
-        bends = F.relu(values[:, :, None] - self.knots) * observed[:, :, None]
-        parts = [values, observed.to(values.dtype), *bends.unbind(-1)]
-        cells = torch.cat([self._cut(part) for part in parts], dim=-1)
+        x, seen = self._cut(values), self._cut(observed.to(values.dtype))
+        bends = F.relu(x - self.knots[:, None]) * seen
+        cells = torch.cat([x, seen, bends], dim=2).flatten(2)
         for p, cell in enumerate(cells.unbind(1)):
             self.weight.observe(cell, which=p % self.weight.matrices)
         weight = self.weight.effective(cursor).expand(self.patches, -1, -1)
-        x = torch.einsum("npc,pdc->npd", cells, weight) + self.bias.at(cursor)
+        x = torch.bmm(cells.transpose(0, 1), weight.mT).transpose(0, 1) + self.bias.at(cursor)
         return Sequences(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
 
     def _cut(self, row: Tensor) -> Tensor:
-        """(n, C) -> (n, P, size)."""
-        return F.pad(row, (0, self.patches * self.size - row.shape[1])).unflatten(1, (self.patches, self.size))
+        """(n, C) -> (n, P, 1, size)."""
+        return F.pad(row, (0, self.patches * self.size - row.shape[1])).unflatten(1, (self.patches, 1, self.size))

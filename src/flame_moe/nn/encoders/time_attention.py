@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StageVector
 
 # exp(-80) is still a normal float32: a channel whose keys all lie that far below the best one keeps a finite mean.
@@ -22,26 +23,26 @@ _FLOOR = -80.0
 def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
     """Per channel, the softmax-weighted mean of the observed values; 0 where a channel has none.
 
-    z_{h,i,c} = sum_j e_{hij} m_{jc} v_{jc} / sum_j e_{hij} m_{jc} with e = exp(score): two matrix products, never the
-    (n, h, T, L, C) tensor of the expanded form.
+    z_{q,c} = sum_j e_{jq} m_{jc} v_{jc} / sum_j e_{jq} m_{jc} with e = exp(score): one matrix product for numerator and
+    denominator, never the (n, L, Q, C) tensor of the expanded form.
 
     Args:
-        scores: (n, h, T, L).
+        scores: (n, L, Q) of every observation for every query.
         values: (n, L, C), anything where not observed.
         observed: (n, L, C) bool.
 
     Returns:
-        (n, h, T, C).
+        (n, Q, C).
     """
-    seen = observed.any(-1)[:, None, None, :]
-    lowest = torch.finfo(scores.dtype).min
-    top = scores.masked_fill(~seen, lowest).amax(-1, keepdim=True)
-    # Masked before exp as well: a key that is not there may score far above those that are, and 0 * inf is no gradient.
-    gap = (scores - top).masked_fill(~seen, _FLOOR).clamp(min=_FLOOR)
-    e = torch.exp(gap).masked_fill(~seen, 0.0)
-    m = observed.to(values.dtype)[:, None]
-    v = torch.where(observed, values, 0.0)[:, None]
-    return (e @ v) / (e @ m).clamp(min=torch.finfo(values.dtype).tiny)
+    seen = observed.any(-1, keepdim=True)
+    with torch.no_grad():
+        top = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).amax(1, keepdim=True)
+    # A key that is not there may score far above those that are: its weight only has to be finite, for m is 0.
+    e = torch.exp((scores - top).clamp(_FLOOR, 0.0))
+    m = observed.to(values.dtype)
+    sums = torch.bmm(e.transpose(1, 2), torch.cat([torch.where(observed, values, 0.0), m], dim=-1).to(e.dtype))
+    total, weight = sums.chunk(2, dim=-1)
+    return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class TimeEmbedding(nn.Module):
@@ -92,14 +93,21 @@ class TimeAttention(nn.Module):
     def forward(self, values: Tensor, times: Tensor, observed: Tensor, cursor: int) -> Tensor:
         """(n, L, C), (n, L), (n, L, C) bool -> (n, T, d)."""
         z = time_attention(self._scores(times, observed.any(-1), cursor), values, observed)
-        if self.training and self.dropout:
-            z = F.dropout(z, self.dropout)
-        n, _, steps, channels = z.shape
+        z = dropout(z, self.dropout, self.training).unflatten(1, (len(self.grid), self.heads))
         # Attending to the observed flags, as the paper does, only tells whether a channel was ever observed.
-        ever = observed.any(1).to(z.dtype)[:, None, :].expand(n, steps, channels)
-        return self.out(torch.cat([z.transpose(1, 2).flatten(2), ever], dim=-1), cursor)
+        ever = observed.any(1).to(z.dtype)[:, None, :].expand(-1, z.shape[1], -1)
+        return self.out(torch.cat([*z.unbind(2), ever], dim=-1), cursor)
 
     def _scores(self, times: Tensor, seen: Tensor, cursor: int) -> Tensor:
-        q = self.query(self.embed(self.grid, cursor), cursor).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        k = self.key(self.embed(times, cursor, seen), cursor, seen).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
-        return (q @ k) / math.sqrt(q.shape[-1])
+        """(n, L) -> (n, L, T h): q_i . k_j / sqrt(d_h), the heads of a grid step one after the other.
+
+        k = W t + b is not computed: q . (W t + b) = (W^T q) . t + q . b.
+        """
+        embedded = self.embed(times, cursor, seen)
+        self.key.weight.observe(embedded, seen)
+        q = self.query(self.embed(self.grid, cursor), cursor)
+        size = q.shape[-1] // self.heads
+        own = torch.eye(self.heads, dtype=q.dtype, device=q.device).repeat_interleave(size, dim=1) / math.sqrt(size)
+        apart = (q[:, None, :] * own).flatten(0, 1)
+        assert self.key.bias is not None
+        return F.linear(embedded, apart @ self.key.weight.effective(cursor), apart @ self.key.bias.at(cursor))

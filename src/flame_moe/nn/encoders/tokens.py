@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from flame_moe.batch import ModalityBatch
 from flame_moe.foreign import build_model, model_width
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
 from flame_moe.nn.moe import Sequences
@@ -40,7 +40,7 @@ class TokenEncoder(Encoder):
         mask = part.mask
         pieces = self.out(self._read(part.values[mask].long()), cursor)
         time = self.time_map(self.embed_time(part.times[mask], cursor), cursor) / math.sqrt(pieces.shape[-1])
-        steps = F.dropout(pieces + time, self.dropout, self.training)
+        steps = dropout(pieces + time, self.dropout, self.training)
         x = steps.new_zeros(*mask.shape, steps.shape[-1])
         x[mask] = steps
         return Sequences(x, mask)

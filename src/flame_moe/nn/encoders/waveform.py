@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flame_moe.batch import ModalityBatch
+from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm, pooling
 from flame_moe.nn.moe import Sequences
@@ -44,4 +45,4 @@ class WaveformEncoder(Encoder):
         weights = pooling(mask.sum(1), mask.shape[1], self.steps)
         there = weights.any(2)
         x = self.out(weights @ x.mT, cursor, there)
-        return Sequences(F.dropout(x, self.dropout, self.training), there)
+        return Sequences(dropout(x, self.dropout, self.training), there)
