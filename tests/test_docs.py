@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -73,6 +75,13 @@ def test_every_room_named_in_the_documentation_exists() -> None:
     assert len(rooms) > 12
     for room in rooms:
         assert (ROOT / "src/flame_moe" / room).exists(), room
+
+
+def test_the_example_of_language_models_runs_as_it_stands(tmp_path: Path) -> None:
+    (block,) = re.findall(r"<!-- run -->\n```python\n(.*?)```", DOCS["mllm.md"], flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "('charts', 'shapes')" in done.stdout
 
 
 def test_nothing_of_a_machine_is_in_what_is_published() -> None:

@@ -59,7 +59,8 @@ class PassLinear(lora.Linear):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a mixture with its memory."""
         super().delete_adapter(adapter_name)
-        del self.lora_memory[adapter_name]
+        if adapter_name in self.lora_memory:
+            del self.lora_memory[adapter_name]
 
 
 class Mixture(TokenDependent):
