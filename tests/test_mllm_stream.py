@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,6 +328,59 @@ def test_a_run_is_the_same_again_and_order_b_is_the_reverse(stream: Stream, cach
     one, other = (learn_stream(stream, "sequential", changes={"steps": 5})[0].evaluations for _ in range(2))
     assert one == other
     assert [task.name for task in open_stream("tiny-ci", "b", cache).tasks] == ["math", "shapes"]
+
+
+# The adapters of the room
+
+
+def brief(stream: Stream, name: str, **changes: float) -> Any:
+    """A method with a few steps of both tasks behind it."""
+    settings = Settings.parse({**stream.tier.settings.plain(), "steps": 4, "gate_steps": 3, **changes}, where="test")
+    method = METHODS[name](stream.model(), settings, 0, stream.sample)
+    for task in stream.tasks:
+        method.learn([task], lambda text, share: None)
+    return method
+
+
+def test_routed_experts_are_those_of_known_identity(stream: Stream) -> None:
+    """Trained alone from the same start; gates and later experts do not touch them, not by one bit."""
+    apart, routed = brief(stream, "identity"), brief(stream, "routed")
+    own = {n: p for n, p in apart.model.state_dict().items() if "lora_A." in n or "lora_B." in n}
+    other = routed.model.state_dict()
+    assert own
+    assert all(torch.equal(tensor, other[name]) for name, tensor in own.items())
+    share = routed.routing("shapes", stream.tasks[0].test.take(range(20)))
+    assert 0 < share.own < 1
+    assert set(routed.stored()) == {"experts", "routers"}
+
+
+@pytest.mark.parametrize(
+    "name", ["routed-sequence", "routed-null", "average-activation", "average-activation-sequence"]
+)
+def test_every_way_to_route_answers(stream: Stream, name: str) -> None:
+    method = brief(stream, name)
+    batch = stream.tasks[0].test.batch(torch.arange(6), method.embedding)
+    assert torch.isfinite(method.logits(batch, None)[batch.mask.bool()]).all()
+    if name.endswith("sequence"):
+        # What the answer says has no part in the choice.
+        other = batch._replace(embeds=torch.where(batch.prompt.unsqueeze(-1), batch.embeds, torch.randn(1)))
+        prompt = batch.prompt
+        assert torch.equal(method.logits(batch, None)[prompt], method.logits(other, None)[prompt])
+
+
+def test_mixtures_stay_as_large_as_they_are(stream: Stream) -> None:
+    for name, stabilised in (("pass-moe", True), ("pass-rw", False), ("moe-topk", False)):
+        method = brief(stream, name)
+        assert ("memory" in method.stored()) == stabilised
+        assert method.stored()["experts"] == sum(p.numel() for p in method.trained())
+
+
+def test_stabilisation_holds_the_first_task(stream: Stream) -> None:
+    drift = [
+        learn_stream(stream, "pass-moe", changes={"steps": 20, "strength": s})[0].drift[0].max_abs_logit_change
+        for s in (0.0, 1e6)
+    ]
+    assert drift[1] < 0.6 * drift[0]
 
 
 # Bad input

@@ -97,7 +97,7 @@ def learn_stream(
     if seed < 0:
         raise RecipeError(f"the seed {seed} is negative", mend="Give 0 or more.")
     torch.set_num_threads(1)
-    learner = kind(stream.model(), settings, seed)
+    learner = kind(stream.model(), settings, seed, stream.sample)
     record, before = _Record(), _before(stream, learner, say)
     show(_head(stream))
     show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))

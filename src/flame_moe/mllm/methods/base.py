@@ -36,8 +36,10 @@ class Settings(Description):
         strength: of a method's own term in the loss: EWC, MAS, LwF, O-LoRA, PASs-MoE.
         importance_samples: of a task, from which EWC and MAS tell what matters.
         gate_steps, gate_lr: of routing vectors.
-        top_k: of routing.
+        top_k: of routing; at most as many as there are experts.
         temperature: of routing; divides the scores.
+        score: of routed adapters, see `flame_moe.mllm.adapters.scores`.
+        null_share: of the foundation sample's tokens that the null expert is fitted to win.
         experts: of mixtures of a fixed number of experts.
     """
 
@@ -51,6 +53,8 @@ class Settings(Description):
     gate_lr: Annotated[float, Field(gt=0)] = 5e-3
     top_k: Positive = 2
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    score: Literal["standardized", "cosine", "raw", "arrow"] = "standardized"
+    null_share: Annotated[float, Field(gt=0, lt=1)] = 0.9
     experts: Positive = 4
 
 
@@ -81,6 +85,7 @@ class Method(ABC):
         model: a causal language model or a multimodal one of transformers, with frozen weights.
         settings: how tasks are learned.
         seed: of new weights and of the order of samples.
+        foundation: a sample of what the model could do before, for methods that look at it; not the one measured on.
     """
 
     name: ClassVar[str]
@@ -92,8 +97,8 @@ class Method(ABC):
     knows_task: ClassVar[bool] = False
     """Whether it must be told which task a sample belongs to; it has then no answer for other samples."""
 
-    def __init__(self, model: Any, settings: Settings, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+    def __init__(self, model: Any, settings: Settings, seed: int, foundation: Encoded | None = None) -> None:
+        self.settings, self.seed, self.foundation = settings, seed, foundation
         self.embedding: nn.Module = model.get_input_embeddings()
         self.model = self.prepare(model)
         self.tasks: list[str] = []

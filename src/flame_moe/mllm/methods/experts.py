@@ -92,8 +92,8 @@ class Retrieval(Experts):
     label = "retrieval of adapters"
     MEANS_OF = 500
 
-    def __init__(self, model: Any, settings: Settings, seed: int) -> None:
-        super().__init__(model, settings, seed)
+    def __init__(self, model: Any, settings: Settings, seed: int, foundation: Encoded | None = None) -> None:
+        super().__init__(model, settings, seed, foundation)
         self.means: dict[str, Tensor] = {}
 
     def after(self, task: TaskData) -> None:

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from flame_moe.mllm.methods.base import Grid, Part, Settings, TaskData, sampled
 from flame_moe.mllm.methods.sequential import Sequential
-from flame_moe.mllm.stream.encode import Batch
+from flame_moe.mllm.stream.encode import Batch, Encoded
 from flame_moe.mllm.stream.score import answer_loss
 
 
 class Quadratic(Sequential):
     """strength / 2 sum over weights of importance (weight - anchor)^2; importance adds up over tasks."""
 
-    def __init__(self, model: Any, settings: Settings, seed: int) -> None:
-        super().__init__(model, settings, seed)
+    def __init__(self, model: Any, settings: Settings, seed: int, foundation: Encoded | None = None) -> None:
+        super().__init__(model, settings, seed, foundation)
         self.importance = {name: torch.zeros_like(p) for name, p in self.adapter().items()}
         self.anchor: dict[str, Tensor] = {}
 

@@ -63,9 +63,10 @@ def text_task(task: str, split: str, count: int) -> Samples:
     return Samples(tuple(found.values())[:count])
 
 
-def text_foundation(count: int) -> Samples:
-    """What the untouched model can do and should not lose: copy a word, name the opposite of a claim, read a scene."""
-    rng = np.random.default_rng(41)
+def text_foundation(count: int, split: str) -> Samples:
+    """What the untouched model can do and should not lose: copy a word, read a colour, name a capital."""
+    rng = np.random.default_rng(("val", "test").index(split))
+    capitals = CAPITALS[::2] if split == "val" else CAPITALS[1::2]
     items = []
     for _ in range(count):
         kind = int(rng.integers(3))
@@ -77,7 +78,7 @@ def text_foundation(count: int) -> Samples:
             question = f"The {form} is {color}. What color is the {form}? Answer with one word."
             items.append(Item("read", question, color.capitalize()))
         else:
-            place, name = CAPITALS[int(rng.integers(len(CAPITALS)))]
+            place, name = capitals[int(rng.integers(len(capitals)))]
             items.append(Item("capital", f"What is the capital of {place}? Answer with one word.", name))
     return Samples(tuple(dict.fromkeys(items)))
 

