@@ -38,7 +38,7 @@ MAY: dict[str, set[str]] = {
     | RESULTS
     | {"environment", "data", "nn", "training", "continual", "report", "recorder", "runs", "locking"},
     "scoring": FOUNDATION | RESULTS | {"data", "nn", "training", "continual", "analysis", "recorder", "runs"},
-    "mllm": FOUNDATION | RESULTS | {"environment", "foreign", "locking", "training", "continual", "report"},
+    "mllm": FOUNDATION | RESULTS | {"environment", "foreign", "locking", "training", "continual", "nn", "report"},
 }
 FREE = {"experiments", "recipes", "cli", "cli_progress", "cli_show"}
 """Rooms at the very end: they may import everything, and nothing above imports them."""

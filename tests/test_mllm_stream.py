@@ -404,14 +404,15 @@ def test_unknown_names_are_told(stream: Stream, cache: Path, tmp_path: Path) -> 
 
 
 def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
-    free(tmp_path / "new", overwrite=False)
+    files = ("results.json", "report.html")
+    free(tmp_path / "new", files, overwrite=False)
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(RecipeError, match="a run already"):
-        free(tmp_path, overwrite=False)
-    free(tmp_path, overwrite=True)
+        free(tmp_path, files, overwrite=False)
+    free(tmp_path, files, overwrite=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RecipeError, match="no run"):
-        free(tmp_path, overwrite=True)
+        free(tmp_path, files, overwrite=True)
 
 
 def test_configurations_are_checked() -> None:

@@ -396,13 +396,13 @@ def run_language(
     from flame_moe.cli_progress import waiting
     from flame_moe.cli_show import show_answers
     from flame_moe.mllm.methods import method_named
-    from flame_moe.mllm.run import REPORT, free, learn_stream, write_run
+    from flame_moe.mllm.run import REPORT, RESULTS, free, learn_stream, write_run
     from flame_moe.mllm.stream.base import default_cache
     from flame_moe.mllm.stream.tiers import open_stream
     from flame_moe.recipes import parse_assignment
 
     method_named(method)
-    free(out, overwrite=overwrite)
+    free(out, (RESULTS, REPORT), overwrite=overwrite)
     with waiting(_errors(), f"opening {stream}") as say:
         opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
         chosen = dict(parse_assignment(text) for text in changes or ())
@@ -410,6 +410,42 @@ def run_language(
     write_run(found, out)
     show_answers(found, typer.echo)
     typer.echo(f"Report: {out / REPORT}")
+
+
+@mllm.command("olmoe")
+def run_olmoe(
+    out: Annotated[Path, typer.Argument(help="Folder for olmoe.json and table.md.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="That a stage keeps.")] = 2,
+    mode: Annotated[
+        str, typer.Option("--mode", help="Directions that a stage keeps: weight or activation.")
+    ] = "activation",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order of samples.")] = 0,
+    small: Annotated[bool, typer.Option("--small", help="A model and stream of seconds.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Of the base model; default ~/.cache/flame-moe.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """FLAME's stages on a small OLMoE language model: the task metric before and after the update was cut.
+
+    \b
+    Examples:
+      flame mllm olmoe runs/olmoe
+      flame mllm olmoe runs/olmoe-small --small --rank 1 --mode weight
+    """
+    from flame_moe.cli_progress import waiting
+    from flame_moe.mllm.olmoe.model import SMALL, OlmoeSize
+    from flame_moe.mllm.olmoe.run import FILES, chosen_mode, learn_stages, write_stages
+    from flame_moe.mllm.run import free
+    from flame_moe.mllm.stream.base import default_cache
+
+    free(out, FILES, overwrite=overwrite)
+    kept = chosen_mode(mode)
+    with waiting(_errors(), "olmoe") as say:
+        size = SMALL if small else OlmoeSize()
+        found = learn_stages(size, cache or default_cache(), seed=seed, rank=rank, mode=kept, say=say, show=typer.echo)
+    write_stages(found, out)
+    typer.echo(f"Table: {out / FILES[1]}")
 
 
 @mllm.command("methods")

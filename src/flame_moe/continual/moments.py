@@ -40,31 +40,38 @@ class Moment(NamedTuple):
         return self.second.dim() == 2
 
 
-class _Sums:
-    """An observer that adds up the inputs of one weight."""
+class Sums:
+    """An observer that adds up the inputs of one weight.
 
-    def __init__(self, matrix: StackedMatrix, *, table: bool) -> None:
-        out, width = matrix.shape[-2:]
-        size = out if table else width
-        stack, device = matrix.matrices, matrix.base.device
+    Args:
+        stack: how many matrices it has.
+        size: of their inputs; of a table, how many rows it has.
+        table: whether inputs pick rows.
+        device: where the sums are kept.
+    """
+
+    def __init__(self, stack: int, size: int, *, table: bool = False, device: torch.device | str = "cpu") -> None:
         self.count = torch.zeros(stack, dtype=torch.float64, device=device)
         self.first = torch.zeros(stack, size, dtype=torch.float64, device=device)
         square = (stack, size) if table else (stack, size, size)
         self.second = torch.zeros(square, dtype=torch.float64, device=device)
 
     def rows(self, which: int, x: Tensor) -> None:
+        """Inputs (n, size) of one matrix."""
         x = x.float()
         self.count[which] += len(x)
         self.first[which] += x.sum(0, dtype=torch.float64)
         self.second[which] += x.T @ x
 
     def picks(self, index: Tensor) -> None:
+        """Rows that were picked."""
         seen = torch.bincount(index, minlength=self.first.shape[1])
         self.count[0] += len(index)
         self.first[0] += seen
         self.second[0] += seen
 
     def moment(self) -> Moment:
+        """What the inputs seen so far say."""
         n = self.count.clamp(min=1.0)
         second = self.second / (n[:, None] if self.second.dim() == 2 else n[:, None, None])
         return Moment(self.count, self.first / n[:, None], second)
@@ -101,11 +108,11 @@ def tables(model: Flame) -> set[StackedMatrix]:
 
 
 @contextmanager
-def _watched(model: Flame, names: set[str] | None) -> Iterator[Mapping[str, _Sums]]:
+def _watched(model: Flame, names: set[str] | None) -> Iterator[Mapping[str, Sums]]:
     picked = tables(model)
     matrices = {name: m for name, m in model.named_modules() if isinstance(m, StackedMatrix)}
     chosen = {name: m for name, m in matrices.items() if names is None or name in names}
-    sums = {name: _Sums(m, table=m in picked) for name, m in chosen.items()}
+    sums = {name: _sums(m, table=m in picked) for name, m in chosen.items()}
     try:
         for name, matrix in chosen.items():
             matrix.observer = sums[name]
@@ -113,3 +120,8 @@ def _watched(model: Flame, names: set[str] | None) -> Iterator[Mapping[str, _Sum
     finally:
         for matrix in chosen.values():
             matrix.observer = None
+
+
+def _sums(matrix: StackedMatrix, *, table: bool) -> Sums:
+    out, width = matrix.shape[-2:]
+    return Sums(matrix.matrices, out if table else width, table=table, device=matrix.base.device)

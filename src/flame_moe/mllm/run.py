@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,16 +118,21 @@ def learn_stream(
     return _results(stream, learner, settings, seed, record, before), learner
 
 
-def free(out: Path, *, overwrite: bool) -> None:
+def free(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
     """Insist, before any work, that a run may be written there.
+
+    Args:
+        out: its folder.
+        files: what it will hold.
+        overwrite: whether a run that is there is replaced.
 
     Raises:
         RecipeError: if something is there that must not be replaced.
     """
     held = {entry.name for entry in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    if not held or (overwrite and held <= {RESULTS, REPORT}):
+    if not held or (overwrite and held <= set(files)):
         return
-    ours = held <= {RESULTS, REPORT}
+    ours = held <= set(files)
     mend = "Give another folder, or --overwrite." if ours else "Give another folder."
     raise RecipeError("there is a run already" if ours else "what is there is no run", where=str(out), mend=mend)
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flame_moe.errors import ExtraMissingError, NonFiniteError
+from flame_moe.errors import ExtraMissingError
 from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
-from flame_moe.mllm.stream.llava import warm_cosine
+from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.score import answer_loss
 from flame_moe.schema import Description
 from flame_moe.training.seeding import derive, generator, seed_torch
@@ -161,26 +161,17 @@ class Method(ABC):
             NonFiniteError: before the weights take a step along a loss that is no number.
         """
         steps, lr = steps or self.settings.steps, lr or self.settings.lr
-        loss = loss or (lambda batch: answer_loss(self.call(batch), batch))
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: warm_cosine(i, steps))
+        loss = loss or (lambda batch: answer_loss(self.call(batch), batch.labels))
+        step = Steps(parameters, lr, steps, what, weight_decay=0.0)
         order = shuffled(len(data), self.settings.batch, steps, generator(self.seed, "order", what))
         seed_torch(self.seed, "steps", what)
         with training(self.model):
-            for done, which in enumerate(order, start=1):
-                value = loss(data.batch(which, self.embedding))
-                if not bool(torch.isfinite(value)):
-                    mend = "Lower the learning rate or the strength."
-                    raise NonFiniteError(f"the loss became {float(value)}", where=f"{what}, step {done}", mend=mend)
-                optimizer.zero_grad()
-                value.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
+            for which in order:
+                step(loss(data.batch(which, self.embedding)))
                 self.samples += len(which)
                 if after is not None:
-                    after(done, steps)
-                say(what, done / steps)
+                    after(step.done, steps)
+                say(what, step.share)
 
 
 @contextmanager

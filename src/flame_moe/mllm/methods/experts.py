@@ -39,7 +39,7 @@ class Experts(Method):
         """What is to be done with a new expert."""
 
     def loss(self, batch: Batch) -> Tensor:
-        return answer_loss(self.call(batch), batch)
+        return answer_loss(self.call(batch), batch.labels)
 
     def trained(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if f".{self.current}." in name]

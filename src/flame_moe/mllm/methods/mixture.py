@@ -59,7 +59,7 @@ class PassMoe(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """The answers' cross-entropy and the stabilisation of earlier tasks."""
-        return answer_loss(self.call(batch), batch) + self.model.stabilisation_loss()
+        return answer_loss(self.call(batch), batch.labels) + self.model.stabilisation_loss()
 
     def progress(self, done: int, steps: int) -> None:
         """Tell the layers how much of the task is done."""

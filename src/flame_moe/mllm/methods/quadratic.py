@@ -57,7 +57,7 @@ class Ewc(Quadratic):
     grid: ClassVar[Grid] = {"strength": (1e1, 1e2, 1e3, 1e4)}
 
     def measured(self, logits: Tensor, batch: Batch) -> Tensor:
-        return answer_loss(logits, batch) * (batch.labels[:, 1:] >= 0).sum()
+        return answer_loss(logits, batch.labels) * (batch.labels[:, 1:] >= 0).sum()
 
     def mattering(self, gradient: Tensor) -> Tensor:
         return gradient.square()

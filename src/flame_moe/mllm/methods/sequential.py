@@ -42,7 +42,7 @@ class Sequential(Method):
     def loss(self, batch: Batch) -> Tensor:
         """What is minimised: the answers' cross-entropy, and the method's own term once a task was learned."""
         logits = self.call(batch)
-        return answer_loss(logits, batch) + (self.term(logits, batch) if self.tasks else 0.0)
+        return answer_loss(logits, batch.labels) + (self.term(logits, batch) if self.tasks else 0.0)
 
     def term(self, logits: Tensor, batch: Batch) -> Tensor:
         """The method's own term; none here."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flame_moe.foreign import library
 from flame_moe.mllm.stream.encode import Batch, Encoded, encode, shuffled, together
+from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.generated import ALPHABET, COLORS, NUMBERS
 from flame_moe.mllm.stream.pictures import SHAPES
 from flame_moe.mllm.stream.samples import Item, Pixels, Samples
@@ -140,7 +141,7 @@ def train_tower(model: Any, skills: Mapping[str, Samples], config: TinyConfig, s
     patches = (config.image // config.patch) ** 2
     readout = nn.Linear(patches * config.tower_width, total * len(SHOWN))
     tower = model.model.vision_tower
-    step = _Steps([*tower.parameters(), *readout.parameters()], config.lr, config.tower_steps)
+    step = Steps([*tower.parameters(), *readout.parameters()], config.lr, config.tower_steps, "vision tower")
     rng = np.random.default_rng(config.seed + 1)
     right: list[float] = []
     for which in shuffled(len(pictures), config.batch, config.tower_steps, rng):
@@ -167,11 +168,11 @@ def train_language(model: Any, skills: Mapping[str, Samples], config: TinyConfig
     data = together([encode(samples.items, reader, features.get(task)) for task, samples in skills.items()])
     projector, language = model.model.multi_modal_projector, model.model.language_model
     embedding = model.get_input_embeddings()
-    step = _Steps([*projector.parameters(), *language.parameters()], config.lr, config.base_steps)
+    step = Steps([*projector.parameters(), *language.parameters()], config.lr, config.base_steps, "language model")
     rng = np.random.default_rng(config.seed + 2)
     for which in shuffled(len(data), config.batch, config.base_steps, rng):
         batch = _batch(data, which, embedding, projector)
-        step(answer_loss(model(inputs_embeds=batch.embeds, attention_mask=batch.mask).logits, batch))
+        step(answer_loss(model(inputs_embeds=batch.embeds, attention_mask=batch.mask).logits, batch.labels))
         say("language model", step.share)
 
 
@@ -188,32 +189,3 @@ def _batch(data: Encoded, which: Tensor, embedding: nn.Module, projector: nn.Mod
     if bool(pictures.any()):
         embeds = embeds.masked_scatter(pictures.unsqueeze(-1), projector(data.shown(which)))
     return Batch(embeds, *rest)
-
-
-class _Steps:
-    """AdamW with a linear warm-up and cosine decay over a known number of steps."""
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float, steps: int) -> None:
-        self.parameters, self.steps, self.done = parameters, steps, 0
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: warm_cosine(i, steps))
-
-    def __call__(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.done += 1
-
-    @property
-    def share(self) -> float:
-        return self.done / self.steps
-
-
-def warm_cosine(step: int, steps: int, warmup: float = 0.06) -> float:
-    """Share of the learning rate at a step: up to 1 in a line, then down to 0 along a cosine."""
-    start = max(1, round(warmup * steps))
-    if step < start:
-        return (step + 1) / start
-    return float(0.5 * (1 + np.cos(np.pi * (step - start) / max(1, steps - start))))

@@ -28,8 +28,13 @@ def exact(answer: Answer, samples: Encoded, embedding: nn.Module, size: int = 12
     return right
 
 
-def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy over the tokens of the answers."""
-    wanted = batch.labels[:, 1:]
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the tokens of the answers.
+
+    Args:
+        logits: (B, L, vocabulary).
+        labels: (B, L) as in `Batch`.
+    """
+    wanted = labels[:, 1:]
     here = wanted != IGNORED
     return nn.functional.cross_entropy(logits[:, :-1][here].float(), wanted[here])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from flame_moe.foreign import library
@@ -40,10 +41,17 @@ class Reader(Protocol):
 
 
 class WordReader:
-    """The tiny model's: one number per word, the picture first; unknown words share one number."""
+    """The tiny models': one number per word, the picture first; unknown words share one number.
+
+    Args:
+        words: the vocabulary, `SPECIAL` first.
+    """
 
     pad = NUMBER_OF[PAD]
     image = NUMBER_OF[IMAGE]
+
+    def __init__(self, words: Sequence[str] = WORDS) -> None:
+        self._number = {word: i for i, word in enumerate(words)}
 
     def prompt(self, item: Item, patches: int) -> list[int]:
         words = self._words(item.question)
@@ -52,9 +60,8 @@ class WordReader:
     def answer(self, item: Item) -> list[int]:
         return [*self._words(item.answer), NUMBER_OF[END]]
 
-    @staticmethod
-    def _words(text: str) -> list[int]:
-        return [NUMBER_OF.get(word, NUMBER_OF[UNKNOWN]) for word in text.split()]
+    def _words(self, text: str) -> list[int]:
+        return [self._number.get(word, self._number[UNKNOWN]) for word in text.split()]
 
 
 class ChatReader:
