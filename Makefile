@@ -8,7 +8,7 @@ COMPARE = OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.streams
 
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint types check slow evidence streams bench wheel clean
+.PHONY: demo test lint types check slow evidence streams bench bench-sizes wheel clean
 
 demo: $(READY)  ## learn five tasks in three stages, beside plain fine-tuning; writes runs/demo/run/report.html
 	$(BIN)/flame demo runs/demo
@@ -49,10 +49,14 @@ streams: $(READY)  ## continual methods on four streams: make streams RAW=folder
 		--set data.options.parts.eicu.raw=$(RAW)/eicu-demo \
 		--set data.options.parts.eicu.options.yaib=$(RAW)/yaib-demo
 
-bench: $(READY)  ## share of loading in a training step, memory against the size of the data, tables, encoders
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py
-	$(BIN)/python benchmarks/tables.py 10
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/encoders.py
+bench: $(READY)  ## every row of docs/performance.md with pass or fail, in at most 20 minutes; RAW=FOLDER
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --raw $(or $(RAW),../shared/data) --out runs/bench.json
+
+bench-sizes: $(READY)  ## what grows with the data and what does not: loading, tables of 10 and 30 million rows, encoders
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.tables 10
+	$(BIN)/python -m benchmarks.tables 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.encoders
 
 wheel: $(READY)  ## dist/flame_moe-*.whl
 	$(BIN)/python -m build --no-isolation --wheel

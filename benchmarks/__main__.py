@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -18,28 +17,26 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Measured, Settings, Unavailable
+from benchmarks.harness import Measured, Settings, Unavailable, seconds
 from benchmarks.rows import ROWS
-from flame_moe import __version__
+from flame_moe.environment import environment
 from flame_moe.files import write_text
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+    about = environment()
+    x = torch.randn(2048, 2048)
+    product = 2 * 2048**3 / min(seconds(lambda: x @ x) for _ in range(5)) / 1e9
     return {
-        "cpu": cpu,
+        "cpu": about.cpu,
         "cores": os.cpu_count(),
+        "float32 product": f"{product:.0f} GFLOP/s on one thread",
         "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "flame_moe": __version__,
-        "threads": torch.get_num_threads(),
-        "gpu": "not measured",
+        "python": about.python,
+        "torch": about.torch,
+        "commit": about.git_commit,
+        "gpu": about.gpu or "none: not measured",
     }
 
 

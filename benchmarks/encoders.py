@@ -1,6 +1,6 @@
 """What the encoders of codes, pictures and signals cost: CPU seconds of a training step; and how fast texts are hashed.
 
-    python benchmarks/encoders.py
+    python -m benchmarks.encoders
 
 Batches of 64, model width 64 and every other setting at its default, dropout on, one thread; median of five.
 """

@@ -1,6 +1,6 @@
 """Memory and time of `flame prepare mimic_iv` on invented releases of growing size: the memory must not grow with it.
 
-    python benchmarks/prepare.py [MILLION_ROWS ...] [--packed]
+    python -m benchmarks.prepare [MILLION_ROWS ...] [--packed]
 
 Writes a release in the layout of MIMIC-IV into a temporary folder: so many rows of `chartevents` (11 columns, 409 items
 of which nine are vital signs, 14 % of the rows), a quarter as many of `labevents`, and a stay per 4,500 rows, in the

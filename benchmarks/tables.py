@@ -1,6 +1,6 @@
 """Reading a large table of charted events into hourly values: our step beside pandas, time and memory.
 
-    python benchmarks/tables.py [MILLION_ROWS] [--repeats N]
+    python -m benchmarks.tables [MILLION_ROWS] [--repeats N]
 
 Writes a synthetic table in the layout of MIMIC-IV `chartevents` (11 columns, 418 items of which 18 are kept, 14 % of
 the rows), plain and packed, and its `icustays`, into a temporary folder, which is removed at the end.
@@ -202,6 +202,8 @@ def main() -> None:
         what, place, *more = chosen.child
         if what == "write":
             write_tables(Path(place), int(more[0]))
+        elif what == "measure":
+            print(json.dumps(measure(Path(place), Path(place).parent, int(more[0]))))
         else:
             child(what, Path(place), *map(Path, more))
         return

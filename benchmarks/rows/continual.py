@@ -69,7 +69,7 @@ class OneExpert(nn.Module):
         return LowRankExpert(copy.deepcopy(expert), factors)
 
 
-def _three() -> tuple[OneExpert, LowRankExpert, StackedExpertMLP, Tensor]:
+def three() -> tuple[OneExpert, LowRankExpert, StackedExpertMLP, Tensor]:
     """Ours and the published low-rank expert, which compute the same, and the published stack, which does not."""
     torch.manual_seed(0)
     first = _expert()
@@ -86,7 +86,7 @@ def _three() -> tuple[OneExpert, LowRankExpert, StackedExpertMLP, Tensor]:
 
 
 def infer(settings: Settings) -> Iterator[Measured]:
-    ours, same, stack, x = _three()
+    ours, same, stack, x = three()
     sides = [nn.Module.eval(side) for side in (ours, same, stack)]
 
     def call(side: nn.Module):
@@ -103,7 +103,7 @@ def infer(settings: Settings) -> Iterator[Measured]:
 
 def train(settings: Settings) -> Iterator[Measured]:
     """Stage 17 on top of 16: ours a dense update, the baseline a pair of factors, the published stack a new expert."""
-    ours, same, stack, x = _three()
+    ours, same, stack, x = three()
     for part in growables(ours):
         part[1].grow(STAGES)
     for name in NAMES:
