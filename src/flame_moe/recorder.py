@@ -95,22 +95,24 @@ class Recorder:
             store, stage, monitor, state_folder: see `Learner.learn`.
             compressed: also measure the new tasks before the commit.
         """
-        began, peak = time.perf_counter(), PeakMemory()
+        began, worked, peak = time.perf_counter(), time.process_time(), PeakMemory()
         before = self.full_rank if compressed else None
         learner.learn(
             store, stage, monitor=monitor, state_folder=state_folder, before_commit=before, earlier=self.stores
         )
-        held, trained = peak.bytes, time.perf_counter()
-        self.after_stage(learner, held)
+        held, worked, trained = peak.bytes, time.process_time() - worked, time.perf_counter()
+        self.after_stage(learner, held, worked)
         index = learner.stages[-1].index
         self.timings[f"stage {index}: train"] = trained - began
         self.timings[f"stage {index}: measure"] = time.perf_counter() - trained
 
-    def after_stage(self, learner: Learner, peak_bytes: int | None = None) -> None:
+    def after_stage(
+        self, learner: Learner, peak_bytes: int | None = None, processor_seconds: float | None = None
+    ) -> None:
         """After the commit: every task learned so far that has a store, and the model's size."""
         stage = learner.stages[-1]
         self.tasks = dict(learner.tasks)
-        self.stages.append(_stage_record(stage, peak_bytes))
+        self.stages.append(_stage_record(stage, peak_bytes, processor_seconds))
         self.commits += [r.Commit(stage=stage.index, **c._asdict()) for c in stage.commits]
         self.truncations += [r.Truncation(stage=stage.index, split="val", **c._asdict()) for c in stage.changes]
         self._size(learner, stage)
@@ -309,7 +311,7 @@ def _selection(learner: Learner, stage: LearnedStage) -> str:
     return f"epoch {stage.best_epoch} of {stage.epochs_run}, best mean validation score of the stage's tasks"
 
 
-def _stage_record(stage: LearnedStage, peak_bytes: int | None) -> r.StageRecord:
+def _stage_record(stage: LearnedStage, peak_bytes: int | None, processor_seconds: float | None) -> r.StageRecord:
     history = tuple(
         r.Epoch(
             epoch=e["epoch"],
@@ -326,6 +328,7 @@ def _stage_record(stage: LearnedStage, peak_bytes: int | None) -> r.StageRecord:
         epochs_run=stage.epochs_run,
         best_epoch=stage.best_epoch,
         seconds=stage.seconds,
+        processor_seconds=processor_seconds,
         peak_bytes=peak_bytes,
         warm_start=tuple(r.WarmStart(**asdict(start)) for start in stage.warm),
         history=history,

@@ -74,7 +74,8 @@ class WarmStart(Description):
 class StageRecord(Description):
     """How one stage was learned.
 
-    `peak_bytes` is the most memory that the process held while the stage was learned; null where it was not measured.
+    `peak_bytes` is the most memory that the process held while the stage was learned, `processor_seconds` the time that
+    it used of all its threads together; null where that was not measured.
     """
 
     index: Count
@@ -83,6 +84,7 @@ class StageRecord(Description):
     epochs_run: Count
     best_epoch: Count
     seconds: Number
+    processor_seconds: Number | None = None
     peak_bytes: Count | None = None
     warm_start: tuple[WarmStart, ...] = ()
     history: tuple[Epoch, ...] = ()

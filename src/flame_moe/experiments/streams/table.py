@@ -12,7 +12,7 @@ from flame_moe.experiments.streams.bootstrap import Array, Resampling, Sampled, 
 from flame_moe.experiments.streams.cells import Cell
 from flame_moe.experiments.streams.entries import FIRST, Entry, written
 from flame_moe.measures import AVERAGE, FORGETTING, FORMULAS, FORWARD, SEPARATE, largest_drift
-from flame_moe.results import PRIMARY, Results
+from flame_moe.results import PRIMARY, Results, StageRecord
 
 SHOWN = ("auroc", "auprc", "r2")
 """Metrics of the table, each over the tasks that have it."""
@@ -120,9 +120,14 @@ def _costs(results: Sequence[Results]) -> Row:
         "bitwise_equal": all(row.bitwise_equal for r in results for row in r.drift),
         "sizes": sizes,
         "trainable": trained,
-        "seconds": [float(np.mean([r.stages[s].seconds for r in results])) for s in range(len(results[0].stages))],
+        "seconds": [float(np.mean([_seconds(r.stages[s]) for r in results])) for s in range(len(results[0].stages))],
         "peak_bytes": [max(r.stages[s].peak_bytes or 0 for r in results) for s in range(len(results[0].stages))],
     }
+
+
+def _seconds(stage: StageRecord) -> float:
+    """Of the processor; of the clock for the first stage, which a cell finds learned."""
+    return float(stage.seconds if stage.processor_seconds is None else stage.processor_seconds)
 
 
 def markdown(found: Sequence[Row]) -> str:
@@ -162,7 +167,7 @@ def markdown(found: Sequence[Row]) -> str:
         "In brackets 95 % bootstrap intervals over test subjects and seeds, the same resamples for every row.",
         "Stored: numbers in the checkpoint, with what a method needs to learn on, but for samples it may read again. "
         "A: those that predicting any task reads; B: those of A in weights that stages may change.",
-        "Seconds: learning all stages after the first, on one thread.",
+        "Seconds: of one processor, learning all stages after the first.",
         *(f"{row['label']}: {row['setting']}, by validation." for row in found),
         *(f"{row['label']}: seed {s} failed: {why}" for row in found for s, why in row["failed"].items()),
     ]
