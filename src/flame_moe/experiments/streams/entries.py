@@ -122,7 +122,7 @@ def written(setting: Setting) -> str:
 
 
 def digest(entry: Entry, setting: Setting) -> str:
-    """Eight hex digits that name what an entry is with a setting, so that changed grids and defaults meet no old cells."""
+    """Eight hex digits that name what an entry is with a setting, so that other keys meet no old cells."""
     method = MethodConfig.parse({**setting.keys, **entry.method}, where=f"entry '{entry.name}'")
     told = json.dumps([method.plain(), setting.lr], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:8]
