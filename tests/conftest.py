@@ -34,6 +34,13 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write(tmp_path_factory.mktemp("tiny") / "store", random_samples(90))
 
 
+@pytest.fixture(scope="session")
+def mllm_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """One cache of language models for all workers of the suite, so that a base model is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if hasattr(request.config, "workerinput") else base) / "mllm-cache"
+
+
 @pytest.fixture(scope="module")
 def no_figures() -> Iterator[None]:
     """Reports without pictures, which take longer than everything else about a small run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from flame_moe.errors import BusyError, CheckpointError, DataError, RecipeError
+from flame_moe.errors import CheckpointError, DataError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
 
@@ -32,24 +31,14 @@ from flame_moe.mllm.stream.texts import FORMS, text_task
 from flame_moe.mllm.stream.tiers import TIERS, Stream, open_stream
 from flame_moe.mllm.stream.words import NUMBER_OF, WORDS, WordReader, word_tokenizer
 from flame_moe.results import Results
+from tests.mllm_stream import small_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all workers of the suite, so that the base model is trained once."""
-    return tmp_path_factory.getbasetemp().parent / "mllm-cache"
-
-
-@pytest.fixture(scope="session")
-def stream(cache: Path) -> Stream:
-    for _ in range(600):
-        try:
-            return open_stream("tiny-ci", "a", cache)
-        except BusyError:
-            time.sleep(0.5)
-    raise TimeoutError("another worker did not finish the base model")
+@pytest.fixture
+def stream(mllm_cache: Path) -> Stream:
+    return small_stream(mllm_cache)
 
 
 # Data
@@ -159,19 +148,21 @@ def test_nlvr_is_read_with_its_labels(shared_data: Path) -> None:
     assert sum(item.answer == "true" for item in held.items) == 556
 
 
-def test_raw_data_that_is_not_there_is_said(tmp_path: Path, stream: Stream, cache: Path) -> None:
+def test_raw_data_that_is_not_there_is_said(tmp_path: Path, stream: Stream, mllm_cache: Path) -> None:
     with pytest.raises(DataError, match=r"neither is there"):
-        open_stream("tiny-ci", "a", cache, raw=tmp_path)
+        open_stream("tiny-ci", "a", mllm_cache, raw=tmp_path)
     (tmp_path / "easy-vqa").mkdir()
     with pytest.raises(DataError, match=r"questions cannot be read"):
-        open_stream("tiny-ci", "a", cache, raw=tmp_path)
+        open_stream("tiny-ci", "a", mllm_cache, raw=tmp_path)
 
 
 # The base model
 
 
-def test_the_base_model_is_kept_and_damage_is_seen(stream: Stream, cache: Path, tmp_path: Path) -> None:
-    folder = next(f for f in cache.iterdir() if f.name.startswith("tiny-llava") and (f / "manifest.json").is_file())
+def test_the_base_model_is_kept_and_damage_is_seen(stream: Stream, mllm_cache: Path, tmp_path: Path) -> None:
+    folder = next(
+        f for f in mllm_cache.iterdir() if f.name.startswith("tiny-llava") and (f / "manifest.json").is_file()
+    )
     assert stream.about["foundation_validation"] > 0.5
     copy = tmp_path / folder.name
     copy.mkdir()
@@ -238,8 +229,8 @@ def test_labels_are_the_answer_alone(stream: Stream) -> None:
 
 def test_sequential_forgets_and_separate_adapters_do_not(stream: Stream, tmp_path: Path) -> None:
     lines: list[str] = []
-    plain, _ = learn_stream(stream, "sequential", show=lines.append)
-    apart, method = learn_stream(stream, "identity")
+    plain = learn_stream(stream, "sequential", show=lines.append).results
+    apart, method, _ = learn_stream(stream, "identity")
     first = stream.tasks[0].name
     own, last = (
         next(e.metrics["accuracy"] for e in plain.evaluations if (e.after_stage, e.task, e.split) == (s, first, "test"))
@@ -274,7 +265,7 @@ def test_holding_on_hard_enough_keeps_the_first_task(stream: Stream, name: str) 
     short = {"steps": 20, "importance_samples": 10, "lr": 2e-3}
     drift = {}
     for strength in (0.0, 1e7 if name != "lwf" else 1e3):
-        found, _ = learn_stream(stream, name, changes={**short, "strength": strength})
+        found = learn_stream(stream, name, changes={**short, "strength": strength}).results
         drift[strength] = found.drift[0].max_abs_logit_change
     free_of, held = drift.values()
     assert held < 0.6 * free_of
@@ -318,16 +309,16 @@ def test_retrieval_finds_the_task_without_looking_at_answers(stream: Stream) -> 
 
 
 def test_joint_training_takes_as_many_steps_as_all_tasks(stream: Stream) -> None:
-    found, _ = learn_stream(stream, "joint", changes={"steps": 5})
+    found = learn_stream(stream, "joint", changes={"steps": 5}).results
     assert [stage.tasks for stage in found.stages] == [("shapes", "math")]
     assert found.answers is not None
     assert found.answers.stages[0].steps == 10
 
 
-def test_a_run_is_the_same_again_and_order_b_is_the_reverse(stream: Stream, cache: Path) -> None:
+def test_a_run_is_the_same_again_and_order_b_is_the_reverse(stream: Stream, mllm_cache: Path) -> None:
     one, other = (learn_stream(stream, "sequential", changes={"steps": 5})[0].evaluations for _ in range(2))
     assert one == other
-    assert [task.name for task in open_stream("tiny-ci", "b", cache).tasks] == ["math", "shapes"]
+    assert [task.name for task in open_stream("tiny-ci", "b", mllm_cache).tasks] == ["math", "shapes"]
 
 
 # The adapters of the room
@@ -386,11 +377,11 @@ def test_stabilisation_holds_the_first_task(stream: Stream) -> None:
 # Bad input
 
 
-def test_unknown_names_are_told(stream: Stream, cache: Path, tmp_path: Path) -> None:
+def test_unknown_names_are_told(stream: Stream, mllm_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Did you mean 'tiny'"):
-        open_stream("tini", "a", cache)
+        open_stream("tini", "a", mllm_cache)
     with pytest.raises(RecipeError, match="no order 'c'"):
-        open_stream("tiny-ci", "c", cache)
+        open_stream("tiny-ci", "c", mllm_cache)
     with pytest.raises(RecipeError, match="Did you mean 'sequential'"):
         learn_stream(stream, "sequentiel")
     with pytest.raises(RecipeError, match="steps"):

@@ -13,6 +13,7 @@ import pytest
 from flame_moe.continual.methods import METHODS, Setting, make_method
 from flame_moe.data.store import Store
 from flame_moe.errors import NonFiniteError, RecipeError
+from flame_moe.experiments import work
 from flame_moe.experiments.streams import __main__ as command
 from flame_moe.experiments.streams.bootstrap import Resampling, interval
 from flame_moe.experiments.streams.cells import Cell, FirstStage, best
@@ -260,8 +261,8 @@ def test_progress_counts_down_to_nothing_left(done: Done, tiny_store: Store) -> 
         tell=lambda done, left: told.append((done, left)),
     )
     assert told[-1] == (0, 0)
-    assert command.said(2, 10, 180.0) == "about 0:15 h left"
-    assert command.said(0, 10, 5.0) == "", "nothing was done yet to judge by"
+    assert work.said(2, 10, 180.0) == "about 0:15 h left"
+    assert work.said(0, 10, 5.0) == "", "nothing was done yet to judge by"
 
 
 def test_every_method_is_a_row_with_its_seeds_and_grids_of_equal_size() -> None:

@@ -406,7 +406,7 @@ def run_language(
     with waiting(_errors(), f"opening {stream}") as say:
         opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
         chosen = dict(parse_assignment(text) for text in changes or ())
-        found, _ = learn_stream(opened, method, seed=seed, changes=chosen, say=say, show=typer.echo)
+        found = learn_stream(opened, method, seed=seed, changes=chosen, say=say, show=typer.echo).results
     write_run(found, out)
     show_answers(found, typer.echo)
     typer.echo(f"Report: {out / REPORT}")

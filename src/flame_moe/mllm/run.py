@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,20 @@ ROUTED = 100
 Show = Callable[[str], None]
 
 
+class Outcome(NamedTuple):
+    """A stream that was learned.
+
+    Attributes:
+        results: everything measured.
+        method: with what it learned.
+        right: (after which stage, task) -> (n,) bool, which test samples were answered exactly.
+    """
+
+    results: Results
+    method: Method
+    right: dict[tuple[int, str], Tensor]
+
+
 @dataclass
 class _Record:
     """What was measured so far."""
@@ -56,6 +70,7 @@ class _Record:
     costs: list[AnswerStage] = field(default_factory=list)
     routing: list[AnswerRouting] = field(default_factory=list)
     probes: dict[str, Tensor] = field(default_factory=dict)
+    right: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 def settings_for(stream: Stream, changes: Mapping[str, Any]) -> Settings:
@@ -75,7 +90,7 @@ def learn_stream(
     changes: Mapping[str, Any] | None = None,
     say: Say = lambda text, share: None,
     show: Show = lambda line: None,
-) -> tuple[Results, Method]:
+) -> Outcome:
     """Learn a stream with one method.
 
     Args:
@@ -85,9 +100,6 @@ def learn_stream(
         changes: of settings.
         say: told of progress.
         show: given the accuracy matrix line by line, as it grows.
-
-    Returns:
-        What was measured, and the method with what it learned.
 
     Raises:
         FlameError: if method or settings do not make sense, or a loss is no number.
@@ -115,7 +127,7 @@ def learn_stream(
         }
         row = [values.get(task.name) for task in stream.tasks]
         show(_line(f"after {group[-1].name}", row, record.costs[-1].foundation))
-    return _results(stream, learner, settings, seed, record, before), learner
+    return Outcome(_results(stream, learner, settings, seed, record, before), learner, record.right)
 
 
 def free(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
@@ -189,6 +201,8 @@ def _measure(
         for split, data in (("test", task.test), *((("val", task.val),) if last else ())):
             right = exact(_asker(learner, task.name), data, learner.embedding)
             record.evaluations.append(_evaluation(stage, task.name, split, right))
+            if split == "test":
+                record.right[stage, task.name] = right
         _probe(record, stage, task, learner)
         share = learner.routing(task.name, task.test.take(range(min(ROUTED, len(task.test)))))
         if share is not None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flame_moe.errors import FlameError
 from flame_moe.experiments.streams.entries import choose_entries, every_entry
 from flame_moe.experiments.streams.plan import compare
+from flame_moe.experiments.work import Bar
 from flame_moe.recipes import load_recipe
 
 
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        with _Bar(console) as bar:
+        with Bar(console) as bar:
             table = compare(
                 load_recipe(chosen.stream, chosen.set),
                 chosen.store,
@@ -46,31 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write(table)
     return 0
-
-
-class _Bar(Progress):
-    """Cells done and the time left, on the terminal; nothing in pipes."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("cells"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        left = TextColumn("{task.fields[said]}")
-        super().__init__(*columns, left, console=console, transient=True, disable=not console.is_terminal)
-        self._line = self.add_task("cells", total=None, said="")
-        self._began = time.monotonic()
-
-    def tell(self, done: int, left: int) -> None:
-        """Every cell takes about as long as the mean of those that were done now."""
-        self.update(
-            self._line, total=done + left, completed=done, said=said(done, left, time.monotonic() - self._began)
-        )
-
-
-def said(done: int, left: int, seconds: float) -> str:
-    """How long it will take still; nothing where nothing was done yet to judge by."""
-    if done == 0:
-        return ""
-    minutes = round(seconds / done * left / 60)
-    return f"about {minutes // 60}:{minutes % 60:02d} h left"
 
 
 if __name__ == "__main__":

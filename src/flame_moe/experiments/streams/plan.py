@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from flame_moe.data.layout import MANIFEST
@@ -19,15 +16,12 @@ from flame_moe.experiments.streams.cells import Cell, FirstStage, best
 from flame_moe.experiments.streams.entries import Entry
 from flame_moe.experiments.streams.picture import picture
 from flame_moe.experiments.streams.table import markdown, rows
+from flame_moe.experiments.work import Tell, Work
 from flame_moe.files import sha256, write_bytes, write_text
 from flame_moe.runs import check, open_store
 from flame_moe.schema import Recipe
 
-_LOG = logging.getLogger(__name__)
 _STREAM = "stream.json"
-Job = FirstStage | Cell
-Tell = Callable[[int, int], None]
-"""Called with how much was done in this call and how much there is left to do at most."""
 
 
 def compare(
@@ -63,7 +57,7 @@ def compare(
     first = {seed: FirstStage(stream, store, out, seed) for seed in range(seeds)}
     tried = {e: [Cell(e, setting, first[0]) for setting in e.settings()] for e in entries}
     later = sum(entry.seeds - 1 for entry in entries)
-    work = _Work(workers, tell)
+    work = Work(workers, tell)
     work.off(list(first.values()), then=sum(len(cells) for cells in tried.values()) + later)
     work.off([cell for cells in tried.values() for cell in cells], then=later)
     fixed = {e: best(cells) for e, cells in tried.items()}
@@ -82,50 +76,6 @@ def compare(
     table = markdown(found)
     write_text(Path(out) / "table.md", table)
     return table
-
-
-class _Work:
-    """Does jobs, several at a time; tells how many are done and left."""
-
-    def __init__(self, workers: int, tell: Tell) -> None:
-        self.workers, self.tell, self.done = workers, tell, 0
-
-    def off(self, jobs: Sequence[Job], then: int) -> None:
-        """Do the jobs that are not done. One that breaks does not keep the others from being done first.
-
-        Args:
-            jobs: in order.
-            then: how many there are to come at most after these.
-        """
-        todo = [job for job in jobs if not job.folder.exists()]
-        self.tell(self.done, len(todo) + then)
-        broken = []
-        for number, error in enumerate(_errors(todo, self.workers), start=1):
-            self.done += 1
-            self.tell(self.done, len(todo) - number + then)
-            if error is not None:
-                broken.append(error)
-        if broken:
-            raise broken[0]
-
-
-def _errors(jobs: Sequence[Job], workers: int) -> Iterator[BaseException | None]:
-    """What each job ended with, as they end."""
-    if workers == 0 or not jobs:
-        for job in jobs:
-            job.work()
-            yield None
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_work, job): job.folder.name for job in jobs}
-        for future in as_completed(running):
-            if (error := future.exception()) is not None:
-                _LOG.error("%s: %s", running[future], error)
-            yield error
-
-
-def _work(job: Job) -> None:
-    job.work()
 
 
 def _claim(stream: Recipe, store: Store, out: Path) -> None:

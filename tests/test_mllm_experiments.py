@@ -1,0 +1,92 @@
+"""The comparison of continual methods of language models: cells, settings by validation, tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flame_moe.errors import RecipeError
+
+pytest.importorskip("peft", reason="the extra mllm is not installed")
+
+from flame_moe.experiments.mllm.__main__ import compare, main
+from flame_moe.experiments.mllm.cells import Cell, Place, grid
+from flame_moe.mllm.methods import METHODS
+from tests.mllm_stream import small_stream
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+NAMES = ["sequential", "identity"]
+
+
+@pytest.fixture(scope="module")
+def done(mllm_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
+    small_stream(mllm_cache)
+    out = tmp_path_factory.mktemp("compare") / "out"
+    place = Place("tiny-ci", str(out), str(mllm_cache), changes=(("steps", 8.0),))
+    return place, compare(place, NAMES, orders=["a", "b"], seeds=2, workers=0, resamples=50)
+
+
+def test_every_setting_is_tried_once_and_one_goes_on(done: tuple[Place, str]) -> None:
+    place, text = done
+    cells = sorted(folder.name for folder in (Path(place.out) / "cells").iterdir())
+    # Two settings with seed 0 on order a, then the chosen one with another seed and on the other order.
+    assert len(cells) == len(NAMES) * (2 + 3)
+    rows = json.loads((Path(place.out) / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows["a"]] == NAMES
+    for row in rows["a"]:
+        best = max(row["validation"], key=row["validation"].get)
+        assert row["validation"][row["setting"]] == row["validation"][best]
+        assert row["seeds"] == [0, 1]
+        average, low, high = row["measures"]["average"]
+        assert low <= average <= high
+        assert len(row["samples_per_task"]) == 2
+    assert rows["a"][1]["of_upper_bound"] == 1.0
+    assert rows["a"][1]["bitwise_equal"]
+    assert not rows["a"][0]["bitwise_equal"]
+    assert rows["a"][1]["foundation"] is None
+    assert "Order b: math, shapes." in text
+
+
+def test_the_table_says_what_the_cells_say(done: tuple[Place, str]) -> None:
+    place, _ = done
+    rows = json.loads((Path(place.out) / "table.json").read_text())["rows"]["b"]
+    for row in rows:
+        chosen = next(s for s in grid(row["method"]) if all(f"{k} = {v:g}" in row["setting"] for k, v in s))
+        found = [Cell(place, row["method"], chosen, "b", seed).results().answers for seed in (0, 1)]
+        values = [a.measures["average"] for a in found if a is not None]
+        assert row["measures"]["average"][0] == pytest.approx(sum(values) / 2)
+
+
+def test_nothing_is_done_twice(done: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, text = done
+
+    def never(self: Cell) -> None:
+        raise AssertionError("a cell was computed again")
+
+    monkeypatch.setattr(Cell, "work", never)
+    assert compare(place, NAMES, orders=["a", "b"], seeds=2, workers=0, resamples=50) == text
+
+
+def test_mistakes_are_told_before_any_work(
+    mllm_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_stream(mllm_cache)
+    place = Place("tiny-ci", str(tmp_path / "out"), str(mllm_cache))
+    with pytest.raises(RecipeError, match="Did you mean 'routed'"):
+        compare(place, ["route"], workers=0)
+    with pytest.raises(RecipeError, match="0 seeds"):
+        compare(place, ["joint"], seeds=0, workers=0)
+    assert main(["tiny-ci", str(tmp_path / "out"), "--cache", str(mllm_cache), "--set", "step=3"]) == 2
+    assert "step" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_grid_is_of_settings_that_exist() -> None:
+    known = small = set(METHODS["joint"].grid)
+    for method in METHODS.values():
+        known |= set(method.grid)
+        assert all(setting for setting in grid(method.name)) == bool(method.grid)
+    assert known <= {"lr", "strength", "top_k"}
+    assert small
