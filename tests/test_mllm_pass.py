@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -399,6 +401,34 @@ def test_half_precision_keeps_statistics_whole(tmp_path: Path) -> None:
     assert torch.equal(memory_of(again).importance, memory.importance)
 
 
+class Prompts(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = prompts("llama", (6,), seed=index)
+        return {key: value[0] for key, value in batch.items()} | {"labels": batch["input_ids"][0]}
+
+
+class Stabilised(transformers.Trainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
+        loss = super().compute_loss(model, inputs, **rest)
+        return loss + self.accelerator.unwrap_model(model).stabilisation_loss()
+
+
+def test_the_trainer_of_transformers_trains_it_and_goes_on(tmp_path: Path) -> None:
+    told = {"max_steps": 4, "save_steps": 2, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    told |= {"per_device_train_batch_size": 2, "activation_checkpointing": True, "logging_strategy": "no"}
+    arguments = transformers.TrainingArguments(str(tmp_path), **told)
+    whole, again = mixture(), mixture()
+    Stabilised(whole, arguments, train_dataset=Prompts()).train()
+    Stabilised(again, arguments, train_dataset=Prompts()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert int(memory_of(whole).tokens) == 4 * 2 * 6
+    for (key, value), (_, other) in zip(whole.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(value, other), key
+    assert whole.finish_task() > 0
+
+
 @pytest.fixture
 def one_process(tmp_path: Path) -> Any:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
@@ -419,3 +449,27 @@ def test_data_parallel_training_keeps_each_process_its_statistics() -> None:
     model.finish_task()
     assert tokens == 2 * 13
     torch.testing.assert_close(memory_of(model).importance, current)
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = mixture()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    run(wrapped, prompts("llama", (4, 9) if rank else (7,), seed=rank)).backward()
+    model.finish_task()
+    torch.save(memory_of(model).importance, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    del wrapped, model
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_put_their_statistics_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    model = mixture()
+    for rank in range(2):
+        run(model, prompts("llama", (4, 9) if rank else (7,), seed=rank))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, memory_of(model).current, atol=1e-6, rtol=1e-4)

@@ -190,6 +190,30 @@ def test_generation_with_a_cache_is_the_full_forward(name: str, granularity: str
     torch.testing.assert_close(torch.stack(cached.logits, 1), whole, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_generation_is_the_same_whatever_the_cache(granularity: str) -> None:
+    model, batch = filled(granularity=granularity), prompts("llama", (5, 8), left=True)
+    told = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    for how in ({}, {"num_beams": 3}):
+        with torch.no_grad():
+            plain = model.generate(**batch, **told, **how, use_cache=False)
+            assert torch.equal(model.generate(**batch, **told, **how), plain)
+    with torch.no_grad():
+        static = model.generate(**batch, **told, cache_implementation="static")
+        assert torch.equal(static, model.generate(**batch, **told))
+
+
+def test_a_cache_that_was_filled_before_experts_changed_is_refused() -> None:
+    model, batch = filled(granularity="sequence"), prompts("llama", (6,))
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).cache
+        following = {"input_ids": batch["input_ids"][:, :1], "cache": cache}
+        assert model(**following).logits.isfinite().all()
+        model.delete_adapter("sums")
+        with pytest.raises(AdapterError, match="routing kept with the cache does not fit"):
+            model(**following)
+
+
 def test_a_sample_does_not_depend_on_its_padding(pool: Any) -> None:
     for granularity in ("token", "sequence"):
         pool.route(granularity=granularity)

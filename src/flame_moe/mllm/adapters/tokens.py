@@ -84,9 +84,11 @@ class Tokens:
             given = _arguments(module, args, kwargs)
             shape = _shape(given)
             check_inputs(module, given)
-            self.real = None if shape is None else _real(given.get("attention_mask"), *shape)
+            cache = filled_cache(given)
+            past = 0 if cache is None else int(cache.get_seq_length())
+            self.real = None if shape is None else _real(given.get("attention_mask"), *shape, past)
             self.prompt = None if shape is None else self._prompt(given, *shape)
-            self.decided = dict(getattr(filled_cache(given), _MEMORY, {}))
+            self.decided = dict(getattr(cache, _MEMORY, {}))
         except BaseException:
             self.running = 0
             raise
@@ -96,9 +98,11 @@ class Tokens:
         if self.running or not self.decided:
             return
         given = _arguments(module, args, kwargs)
-        for cache in [getattr(output, name, None) for name in CACHES] + [given.get(name) for name in CACHES]:
-            if hasattr(cache, "get_seq_length"):
-                setattr(cache, _MEMORY, self.decided)
+        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        for name in CACHES:
+            cache = getattr(output, name, None) if cache is None else cache
+        if hasattr(cache, "get_seq_length"):
+            setattr(cache, _MEMORY, self.decided)
 
     def _prompt(self, given: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
         labels = given.get("labels")
@@ -128,22 +132,26 @@ def _shape(given: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _real(mask: Any, batch: int, length: int) -> Tensor | None:
-    """The last `length` columns of a padding mask: with a cache it also covers what is in there.
+def _real(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
+    """The columns of a padding mask that belong to this forward's tokens, (B, T).
 
     A mask of four axes (of a static cache, or made by hand) says which key a query attends to: a token that nobody
-    attends to is padding.
+    attends to is padding. Those of a static cache have columns for tokens that are still to come.
+
+    Args:
+        mask: what the model was given, or one per kind of attention.
+        batch: B.
+        length: T.
+        past: how many tokens are in the cache.
     """
     if isinstance(mask, Mapping):
         mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor):
+    if not isinstance(mask, Tensor) or mask.shape[0] != batch:
         return None
-    if mask.ndim == 4 and mask.shape[-1] >= length:
+    if mask.ndim == 4 and mask.shape[-1] >= past + length:
         allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        if mask.shape[-2] != length or mask.shape[-1] != length:
-            return None
-        return allowed.any(dim=1).any(dim=1)
-    if mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= length:
+        return allowed.any(dim=1).any(dim=1)[:, past : past + length]
+    if mask.ndim == 2 and mask.shape[1] >= length:
         return mask[:, mask.shape[1] - length :].bool()
     return None
 
