@@ -402,6 +402,19 @@ def test_half_precision_keeps_routing_vectors_whole(autocast: bool, tmp_path: Pa
     assert all(torch.equal(again.state_dict()[key], value) for key, value in tensors(model, "charts").items())
 
 
+def test_automatic_precision_leaves_scores_whole() -> None:
+    u, v = torch.randn(3, 32), torch.randn(2, 32)
+    whole = {kind: scores(u, v, kind) for kind in SCORES}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(scores(u, v, kind), whole[kind]) for kind in SCORES)
+    model = filled().train()
+    model.train_gate("charts")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**prompts("llama"), labels=prompts("llama")["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
 # Vectors without training
 
 

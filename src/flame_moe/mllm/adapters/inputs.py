@@ -52,6 +52,8 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
 def check_inputs(model: Any, given: Mapping[str, Any]) -> None:
     """Refuse ids that the model has no embedding for, and prompts with an image's place but no image.
 
+    What follows a prompt in a cache is not looked at.
+
     Raises:
         AdapterError: if an id is outside the vocabulary.
         DataError: if the images are missing.
@@ -60,14 +62,14 @@ def check_inputs(model: Any, given: Mapping[str, Any]) -> None:
     config = getattr(model, "config", None)
     if config is None or not isinstance(ids, Tensor) or not ids.numel() or torch.compiler.is_compiling():
         return
-    if not hasattr(model, "get_input_embeddings"):
+    if not hasattr(model, "get_input_embeddings") or filled_cache(given) is not None:
         return
     rows, top = model.get_input_embeddings().weight.shape[0], int(ids.max())
     if top >= rows or int(ids.min()) < 0:
         what = f"a prompt holds the id {top if top >= rows else int(ids.min())}, the model has embeddings for {rows}"
         raise AdapterError(what, where="input_ids", mend="The tokenizer does not fit the model: see check_tokenizer.")
     image = _image_token(config)
-    if image is None or given.get("mm_encoder_outputs") or filled_cache(given) is not None:
+    if image is None or given.get("mm_encoder_outputs"):
         return
     if any(given.get(name) is not None for name in _PICTURES):
         return

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flame_moe.errors import AdapterError
 from flame_moe.mllm.adapters.routed_config import RoutedLoraConfig
-from flame_moe.mllm.adapters.scores import pooled, scores, top_k_weights
+from flame_moe.mllm.adapters.scores import gate, pooled, scores, top_k_weights
 from flame_moe.mllm.adapters.tokens import Tokens
 from flame_moe.mllm.adapters.variant import TokenDependent
 
@@ -100,8 +100,8 @@ class Gated(TokenDependent):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Base output plus the gated expert: x (..., n), result (..., out) -> (..., out)."""
-        gate = torch.sigmoid(x.float() @ module.lora_gate[active_adapter].float()).unsqueeze(-1)
-        return result + gate.to(x.dtype) * module.expert_output(active_adapter, x)
+        output = module.expert_output(active_adapter, x)
+        return result + gate(x, module.lora_gate[active_adapter]).to(output.dtype) * output
 
 
 class Routed(TokenDependent):

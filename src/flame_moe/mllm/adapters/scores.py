@@ -34,7 +34,11 @@ def scores(x: Tensor, vectors: Tensor, kind: str) -> Tensor:
         >>> scores(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0], [0.0, -1.0]]), "cosine").tolist()
         [[1.0, -0.800000011920929]]
     """
-    x, vectors = x.float(), vectors.float()
+    with torch.autocast(x.device.type, enabled=False):
+        return _scores(x.float(), vectors.float(), kind)
+
+
+def _scores(x: Tensor, vectors: Tensor, kind: str) -> Tensor:
     if kind == "standardized":
         n = x.shape[-1]
         x = functional.layer_norm(x, (n,), eps=EPS)
@@ -44,6 +48,12 @@ def scores(x: Tensor, vectors: Tensor, kind: str) -> Tensor:
         return functional.normalize(x, dim=-1) @ functional.normalize(vectors, dim=-1).T
     raw = x @ vectors.T
     return raw.abs() if kind == "arrow" else raw
+
+
+def gate(x: Tensor, vector: Tensor) -> Tensor:
+    """sigmoid(v^T u), in float32: (..., n) and (n,) -> (..., 1)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.sigmoid(x.float() @ vector.float()).unsqueeze(-1)
 
 
 def top_k_weights(score: Tensor, k: int, temperature: float = 1.0) -> Tensor:
