@@ -11,7 +11,7 @@ from flame_moe.nn import grouped
 from flame_moe.nn.dropout import keep_bits, scale_of
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Routing, noisy_top_k
-from flame_moe.nn.grouped import Rows, Weights, apply_experts
+from flame_moe.nn.grouped import Rows, Weights, apply_experts, by_grouped_products
 from flame_moe.nn.moe import Sequences, mixture, plan
 
 WIDTH, HIDDEN, EXPERTS = 6, 7, 3
@@ -19,7 +19,7 @@ WIDTH, HIDDEN, EXPERTS = 6, 7, 3
 
 def simple(x: Tensor, gates: Tensor, w: Weights, rows: Rows, keep: Tensor) -> Tensor:
     """Row by row what `apply_experts` does, by autograd; `keep` (R, H) multiplies the hidden activations."""
-    expert = torch.repeat_interleave(torch.arange(len(rows.counts)), torch.tensor(rows.counts)).tolist()
+    expert = rows.expert.tolist()
     said = []
     for r, e in enumerate(expert):
         near = x[rows.near[r]]
@@ -52,11 +52,14 @@ def test_values_and_gradients_equal_autograd_with_dropout_and_in_any_blocks(
     leaves = [t.detach().clone().requires_grad_() for t in (x, gates, *pool.weights(0))]
     other = [t.detach().clone().requires_grad_() for t in leaves]
     torch.manual_seed(5)
-    fast = apply_experts(leaves[0], leaves[1], Weights(*leaves[2:]), rows, rate)
+    fast = apply_experts(leaves[0], leaves[1], [Weights(*leaves[2:])], rows, rate)
     torch.manual_seed(5)
     keep = torch.ones(len(rows.place), HIDDEN)
     if rate:
-        sizes = [block.end - block.start for block in grouped._blocks(rows.counts, Weights(*leaves[2:]))]
+        sizes = [
+            block.end - block.start
+            for block in grouped._blocks(rows.counts.tolist(), Weights(*(t[0] for t in leaves[2:])))
+        ]
         bits = [keep_bits(torch.Size([size, HIDDEN]), rate, x.device) for size in sizes]
         keep = torch.cat(bits).float() * scale_of(rate)
     slow = simple(other[0], other[1], Weights(*other[2:]), rows, keep)
@@ -73,9 +76,9 @@ def test_values_and_gradients_equal_autograd_with_dropout_and_in_any_blocks(
 def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same() -> None:
     x, gates, pool, rows = example((5, 4))
     free = [t.detach().clone().requires_grad_() for t in pool.weights(0)]
-    apply_experts(x, gates, Weights(*free), rows, 0.0).sum().backward()
+    apply_experts(x, gates, [Weights(*free)], rows, 0.0).sum().backward()
     some = [t.detach().clone().requires_grad_(i in (2, 6)) for i, t in enumerate(pool.weights(0))]
-    apply_experts(x, gates, Weights(*some), rows, 0.0).sum().backward()
+    apply_experts(x, gates, [Weights(*some)], rows, 0.0).sum().backward()
     for i, (one, all_) in enumerate(zip(some, free, strict=True)):
         assert (one.grad is not None) == (i in (2, 6))
         if one.grad is not None and all_.grad is not None:
@@ -99,8 +102,8 @@ def test_less_is_kept_for_the_way_back_than_by_autograd() -> None:
         return sum(seen.values())
 
     near = x[rows.near]
-    mine = kept(lambda: apply_experts(x, gates, pool.weights(0), rows, 0.1))
-    theirs = kept(lambda: pool(near.requires_grad_(), rows.counts, 0))
+    mine = kept(lambda: apply_experts(x, gates, pool.sets(0), rows, 0.1))
+    theirs = kept(lambda: pool(near.requires_grad_(), rows.counts.tolist(), 0))
     assert mine < 0.5 * theirs
 
 
@@ -117,3 +120,25 @@ def test_autocast_computes_in_bf16_and_leaves_the_routing_alone() -> None:
     half.float().sum().backward()
     assert pool.conv.base.grad is not None
     assert pool.conv.base.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pools", [1, 2])
+def test_grouped_products_of_a_gpu_say_the_same(pools: int) -> None:
+    torch.manual_seed(0)
+    width = 8  # a multiple of 16 bytes, as the kernel asks
+    made = [ExpertPool(EXPERTS, width, 12, 3, 0.0) for _ in range(pools)]
+    shapes = [(9, 5), (4, 1)]
+    routings = [noisy_top_k(torch.randn(n, EXPERTS * pools), None, 2) for n, _ in shapes]
+    rows, gates = plan(shapes, routings, EXPERTS * pools, 3)
+    x = torch.cat([torch.randn(49, width), torch.zeros(1, width)])
+    found = []
+    for run in (apply_experts, by_grouped_products):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, gates, *(t for p in made for t in p.weights(0)))]
+        sets = [Weights(*leaves[2 + 8 * i : 10 + 8 * i]) for i in range(pools)]
+        out = run(leaves[0], leaves[1], sets, rows, 0.0)
+        (out * out.cos()).sum().backward()
+        grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves]
+        grads[0] = torch.cat([grads[0][:-1], torch.zeros(1, width)])
+        found.append([out.detach(), *grads])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, atol=5e-5, rtol=1e-3)

@@ -79,7 +79,7 @@ def test_a_progressive_column_adds_what_earlier_columns_say_through_its_adapters
     block = block_of(learner.model.eval())
     z = Sequences(torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool))
     for name, cursor in (("vitals", 2), ("image", 2), ("image", 1)):
-        got, routing = block._mix({name: z}, cursor)
+        got, routing = block._mix_columns({name: z}, cursor)
         said: list[Tensor] = []
         for stage in range(cursor + 1):
             if not block.routes(name, stage):
@@ -121,7 +121,7 @@ def test_low_rank_experts_equal_a_loop_over_steps(tiny_store: Store) -> None:
             for weight, i in zip(weights, best.tolist(), strict=True):
                 owner, place = (first, i) if i < 3 else (second, i - 3)
                 expected[n, t] += weight * (owner.a.base[place] @ (owner.b.base[place] @ x))
-    torch.testing.assert_close(block._mix({"notes": z}, 2)[0]["notes"], expected)
+    torch.testing.assert_close(block._mix_columns({"notes": z}, 2)[0]["notes"], expected)
 
 
 def test_low_rank_experts_change_nothing_before_they_are_trained(tiny_store: Store) -> None:
@@ -131,7 +131,7 @@ def test_low_rank_experts_change_nothing_before_they_are_trained(tiny_store: Sto
     z = Sequences(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
     assert block.pool is not None
     plain = mixture({"vitals": z}, {"vitals": block.route("vitals", z, 1)}, block.pool, 1)
-    torch.testing.assert_close(block._mix({"vitals": z}, 1)[0]["vitals"], plain["vitals"], rtol=0, atol=0)
+    torch.testing.assert_close(block._mix_columns({"vitals": z}, 1)[0]["vitals"], plain["vitals"], rtol=0, atol=0)
 
 
 def test_the_divergence_of_gaussians_is_its_closed_form_and_grows_with_distance() -> None:

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from flame_moe.analysis.footprint import footprint
 from flame_moe.batch import FlexiBatch, ModalityBatch, Sample
+from flame_moe.data.loader import make_batch
+from flame_moe.data.preprocess import Preprocessor
+from flame_moe.data.store import Store
 from flame_moe.errors import RecipeError
 from flame_moe.nn import Flame
 from flame_moe.nn.block import PRESETS
 from flame_moe.nn.gating import Router
 from flame_moe.schema import Task
-from tests.tiny import BY_NAME, EVERYTHING, MODALITIES, batch_of, flame, full_batch, sample
+from tests.methods import learned
+from tests.tiny import BY_NAME, EVERYTHING, MODALITIES, STREAM, batch_of, flame, full_batch, sample
 
 CLOSE: dict[str, float] = {"atol": 1e-5, "rtol": 1e-5}
 NAMES = EVERYTHING.modalities
@@ -261,3 +265,22 @@ def test_state_dict_brings_the_logits_back() -> None:
     two.load_state_dict(one.state_dict(), strict=True)
     assert torch.equal(logits(one, full_batch()), logits(two, full_batch()))
     assert [m.name for m in MODALITIES] == list(one.modalities)
+
+
+def test_tasks_at_different_cursors_in_one_pass_say_what_each_says_alone(tiny_store: Store) -> None:
+    learner = learned(tiny_store, STREAM, {"name": "flame", "rank": 2})
+    model = learner.model.eval()
+    cursors = {name: learner.cursor(name) for name in learner.tasks}
+    assert len(set(cursors.values())) > 1
+    preprocessor = Preprocessor.from_store(tiny_store)
+    batches = [
+        (make_batch(tiny_store, preprocessor, task, tiny_store.indices(name, "train")[:7]), cursors[name])
+        for name, task in learner.tasks.items()
+    ]
+    with torch.inference_mode():
+        for (batch, cursor), got in zip(batches, model.together(batches), strict=True):
+            alone = model(batch, cursor)
+            torch.testing.assert_close(got.logits, alone.logits, atol=1e-5, rtol=1e-5)
+            chosen = [{n: r.chosen.tolist() for n, r in routed.items()} for routed in got.routing]
+            assert chosen == [{n: r.chosen.tolist() for n, r in routed.items()} for routed in alone.routing]
+    assert model.together([]) == []

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ from flame_moe.nn.attention import SelfAttention
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Router, Routing
-from flame_moe.nn.moe import Sequences, mixture
+from flame_moe.nn.moe import Sequences, mixtures
 from flame_moe.nn.stacked import StackedNorm
 from flame_moe.schema import ModelConfig
 
@@ -115,16 +115,29 @@ class Block(nn.Module):
 
     def forward(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Sequences], dict[str, Routing]]:
         """Transform every modality's sequences; also returns where they were routed."""
-        rate = self.config.dropout
-        attended, ready = self.attend(inputs, cursor)
+        return self.together([(inputs, cursor)])[0]
+
+    def together(
+        self, parts: Sequence[tuple[Mapping[str, Sequences], int]]
+    ) -> list[tuple[dict[str, Sequences], dict[str, Routing]]]:
+        """`forward` for the inputs of several tasks, each at its own cursor, with one pass through the experts."""
+        attended = [self.attend(inputs, cursor) for inputs, cursor in parts]
         if self.pool is None:
-            return {name: Sequences(attended[name], inputs[name].mask) for name in inputs}, {}
-        mixed, routings = self._mix(ready, cursor)
-        out: dict[str, Sequences] = {}
-        for name, y in mixed.items():
-            y = dropout(y, rate, self.training)
-            out[name] = Sequences(attended[name] + y if self.preset.residual else y, inputs[name].mask)
-        return out, routings if self.preset.experts == "routed" else {}
+            return [(self._after(inputs, a, {}), {}) for (inputs, _), (a, _) in zip(parts, attended, strict=True)]
+        mixed = self._mix([(ready, cursor) for (_, cursor), (_, ready) in zip(parts, attended, strict=True)])
+        routed = self.preset.experts == "routed"
+        each = zip(parts, attended, mixed, strict=True)
+        return [(self._after(inputs, a, said), r if routed else {}) for (inputs, _), (a, _), (said, r) in each]
+
+    def _after(
+        self, inputs: Mapping[str, Sequences], attended: Mapping[str, Tensor], said: Mapping[str, Tensor]
+    ) -> dict[str, Sequences]:
+        """What leaves the block, from what the experts said."""
+        if self.pool is None:
+            return {name: Sequences(attended[name], mask) for name, (_, mask) in inputs.items()}
+        dropped = {name: dropout(y, self.config.dropout, self.training) for name, y in said.items()}
+        whole = {n: attended[n] + y for n, y in dropped.items()} if self.preset.residual else dropped
+        return {name: Sequences(y, inputs[name].mask) for name, y in whole.items()}
 
     def attend(self, inputs: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Tensor], dict[str, Sequences]]:
         """Every modality after its attention, and what of it goes to the experts."""
@@ -151,13 +164,23 @@ class Block(nn.Module):
         assert isinstance(router, Router)
         return str(stage) in router.heads
 
-    def _mix(self, ready: Mapping[str, Sequences], cursor: int) -> tuple[dict[str, Tensor], dict[str, Routing]]:
+    def _mix(
+        self, parts: Sequence[tuple[dict[str, Sequences], int]]
+    ) -> list[tuple[dict[str, Tensor], dict[str, Routing]]]:
+        """What the experts make of each task's inputs, and where these went."""
         assert self.pool is not None
+        if any(self.columns_until(cursor) for _, cursor in parts):
+            return [self._mix_columns(ready, cursor) for ready, cursor in parts]
+        routed = [
+            (ready, {name: self.route(name, z, cursor) for name, z in ready.items()}, cursor) for ready, cursor in parts
+        ]
+        said = mixtures(routed, self.pool)
+        return [(y, routings) for y, (_, routings, _) in zip(said, routed, strict=True)]
+
+    def _mix_columns(self, ready: dict[str, Sequences], cursor: int) -> tuple[dict[str, Tensor], dict[str, Routing]]:
+        """The same for one task, whose column is asked if there is one."""
         columns = self.columns_until(cursor)
-        if columns:
-            return columns[max(columns)].mix(self, ready, cursor)
-        routings = {name: self.route(name, z, cursor) for name, z in ready.items()}
-        return mixture(ready, routings, self.pool, cursor), routings
+        return columns[max(columns)].mix(self, ready, cursor) if columns else self._mix([(ready, cursor)])[0]
 
     def route(self, name: str, z: Sequences, cursor: int) -> Routing:
         """Where a modality's sequences go."""

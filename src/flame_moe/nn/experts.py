@@ -49,6 +49,10 @@ class ExpertPool(nn.Module):
         self.fc2 = StackedMatrix(experts, width, hidden, stage=stage)
         self.fc2_bias = StageVector(_uniform(experts, width, hidden), stage)
 
+    def sets(self, cursor: int) -> list[Weights]:
+        """`weights`, in the form of several pools."""
+        return [self.weights(cursor)]
+
     def weights(self, cursor: int) -> Weights:
         """Everything that a task with this cursor reads."""
         conv, fc1, fc2 = (m.effective(cursor) for m in (self.conv, self.fc1, self.fc2))
@@ -95,9 +99,9 @@ class Joined:
         self.experts, self.dropout = sum(pool.experts for pool in pools), pools[0].dropout
         self.training = any(pool.training for pool in pools)
 
-    def weights(self, cursor: int) -> Weights:
+    def sets(self, cursor: int) -> list[Weights]:
         """Everything that a task with this cursor reads, one pool after the other."""
-        return Weights(*(torch.cat(same) for same in zip(*(pool.weights(cursor) for pool in self.pools), strict=True)))
+        return [pool.weights(cursor) for pool in self.pools]
 
     @property
     def observed(self) -> bool:

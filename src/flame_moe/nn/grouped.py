@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flame_moe.nn.dropout import keep_bits, scale_of
+from flame_moe.nn.dropout import dropout, keep_bits, scale_of
 
 _aten = torch.ops.aten
 _FLOATS = 1 << 20
@@ -48,6 +49,19 @@ class Weights(NamedTuple):
     fc2_bias: Tensor
 
 
+class _Gradients(NamedTuple):
+    """What `Weights` gets back, of one expert; None for what is frozen."""
+
+    conv: Tensor | None
+    conv_bias: Tensor | None
+    gain: Tensor | None
+    shift: Tensor | None
+    fc1: Tensor | None
+    fc1_bias: Tensor | None
+    fc2: Tensor | None
+    fc2_bias: Tensor | None
+
+
 class Rows(NamedTuple):
     """Where routed rows come from and go to.
 
@@ -55,13 +69,15 @@ class Rows(NamedTuple):
         near: (R, k) the packed steps that a row reads, its own in the middle; S stands for zeros.
         back: (S, K) the rows of every step.
         place: (R,) the position of a row in `back`, flattened.
-        counts: E rows per expert.
+        expert: (R,) whose row it is, ascending.
+        counts: (E,) rows per expert.
     """
 
     near: Tensor
     back: Tensor
     place: Tensor
-    counts: Sequence[int]
+    expert: Tensor
+    counts: Tensor
 
 
 class _Block(NamedTuple):
@@ -72,7 +88,7 @@ class _Block(NamedTuple):
     runs: list[tuple[int, int, int]]
 
 
-def apply_experts(x: Tensor, gates: Tensor, weights: Weights, rows: Rows, rate: float) -> Tensor:
+def apply_experts(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rate: float) -> Tensor:
     """Send steps through their experts and add up the answers by the gates.
 
     The same as `ExpertPool.forward` and a weighted sum, tested against it. Gradients of first order only.
@@ -80,35 +96,57 @@ def apply_experts(x: Tensor, gates: Tensor, weights: Weights, rows: Rows, rate: 
     Args:
         x: (S + 1, d) packed steps and a row of zeros.
         gates: (S, K) their weights.
-        weights: of the pool, all of the type of x.
+        sets: of pools or of cursors, all of the type of x; their experts are numbered one set after the other.
         rows: see `Rows`.
         rate: of dropout, 0 outside of training.
 
     Returns:
         (S, d).
     """
-    out: Tensor = _Experts.apply(x, gates, *weights, rows, rate)  # type: ignore[no-untyped-call]
+    if x.device.type != "cpu":
+        return by_grouped_products(x, gates, sets, rows, rate)
+    flat = [tensor for w in sets for tensor in w]
+    out: Tensor = _Experts.apply(x, gates, *flat, rows, rows.counts.tolist(), rate)  # type: ignore[no-untyped-call]
     return out
+
+
+def by_grouped_products(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rate: float) -> Tensor:
+    """The same for a GPU: one grouped product per matrix of the experts, and nothing that the host waits for.
+
+    PyTorch has a kernel for bfloat16 with widths that are multiples of 8; for other types it falls back to a loop.
+    """
+    w = sets[0] if len(sets) == 1 else Weights(*(torch.cat(same) for same in zip(*sets, strict=True)))
+    ends = rows.counts.cumsum(0).to(torch.int32)
+    width, e = x.shape[1], rows.expert
+
+    def product(rows_in: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
+        return F.grouped_mm(rows_in, matrices.mT, offs=ends) + bias.index_select(0, e)
+
+    near = x.index_select(0, rows.near.flatten()).view(len(rows.near), -1)
+    z = _middle(near, width) + F.gelu(product(near, w.conv, w.conv_bias))
+    h = F.layer_norm(z, (width,), eps=_EPS) * w.gain.index_select(0, e) + w.shift.index_select(0, e)
+    q = dropout(F.gelu(product(h.to(x.dtype), w.fc1, w.fc1_bias)), rate)
+    said = product(q, w.fc2, w.fc2_bias)
+    return F.embedding_bag(rows.back, said, per_sample_weights=gates.to(said.dtype), mode="sum")
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gates: Tensor, *rest: Any) -> Tensor:
-        *tensors, rows, rate = rest
-        w = Weights(*tensors)
-        learns = any(ctx.needs_input_grad)
+        *tensors, rows, counts, rate = rest
+        experts = _experts(tensors)
         said = x.new_empty(len(rows.place), x.shape[1])
         kept: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
-            for block in _blocks(rows.counts, w):
-                c, a, bits = _forward(x, w, rows, block, rate, said[block.start : block.end])
+            for block in _blocks(counts, experts[0]):
+                c, a, bits = _forward(x, experts, rows, block, rate, said[block.start : block.end])
                 kept += [c, a] if bits is None else [c, a, bits]
             out: Tensor = torch.embedding_bag(
                 said, rows.back.flatten(), _ends(rows.back), per_sample_weights=gates.flatten().to(said.dtype)
             )[0]
-        if learns:
-            ctx.save_for_backward(x, gates, *w, *kept)
-            ctx.rows, ctx.rate = rows, rate
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, gates, *tensors, *kept)
+            ctx.rows, ctx.counts, ctx.rate, ctx.weights = rows, counts, rate, len(tensors)
         return out
 
     @staticmethod
@@ -116,32 +154,50 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (dout,) = gradients
         x, gates, *tensors = ctx.saved_tensors
-        w, kept, rows = Weights(*tensors[: len(Weights._fields)]), iter(tensors[len(Weights._fields) :]), ctx.rows
-        dout = dout.contiguous()
-        needs = ctx.needs_input_grad
-        dw = [torch.zeros_like(t) if need else None for t, need in zip(w, needs[2:], strict=False)]
+        kept, rows, needs = iter(tensors[ctx.weights :]), ctx.rows, ctx.needs_input_grad
+        tensors = tensors[: ctx.weights]
+        experts = _experts(tensors)
+        dw = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs[2:], strict=False)]
+        gradient = _gradients(dw, tensors)
         half = rows.near.shape[1] // 2
         dx_rows = x.new_zeros(len(rows.place) + 2 * half, x.shape[1]) if needs[0] else None
         dgate = torch.empty(len(rows.place), dtype=dout.dtype, device=dout.device)
-        for block in _blocks(rows.counts, w):
+        for block in _blocks(ctx.counts, experts[0]):
             c, a = next(kept), next(kept)
             bits = next(kept) if ctx.rate > 0 else None
-            _backward(x, gates, w, rows, block, (c, a, bits, ctx.rate), dout, dw, dx_rows, dgate)
+            saved = (c, a, bits, ctx.rate)
+            _backward(x, gates, experts, rows, block, saved, dout.contiguous(), gradient, dx_rows, dgate)
         dx = None
         if dx_rows is not None:
             own = dx_rows[half : len(dx_rows) - half]
-            dx = torch.cat(
-                [torch.embedding_bag(own, rows.back.flatten(), _ends(rows.back))[0], x.new_zeros(1, x.shape[1])]
-            )
-        into = torch.empty_like(gates).flatten()
-        into[rows.place] = dgate.to(gates.dtype)
-        return (dx, into.view_as(gates), *dw, None, None)
+            gathered = torch.embedding_bag(own, rows.back.flatten(), _ends(rows.back))[0]
+            dx = torch.cat([gathered, x.new_zeros(1, x.shape[1])])
+        dgates = torch.empty_like(gates).flatten().scatter_(0, rows.place, dgate.to(gates.dtype)).view_as(gates)
+        return (dx, dgates, *dw, None, None, None)
+
+
+def _experts(tensors: Sequence[Tensor]) -> list[Weights]:
+    """The weights of each expert, without the axis E; one set of tensors after the other."""
+    size = len(Weights._fields)
+    sets = [tensors[i : i + size] for i in range(0, len(tensors), size)]
+    return [Weights(*own) for one in sets for own in zip(*(t.unbind(0) for t in one), strict=True)]
+
+
+def _gradients(dw: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[_Gradients]:
+    """Where the gradients of each expert are added up."""
+    size = len(Weights._fields)
+    found: list[_Gradients] = []
+    for i in range(0, len(dw), size):
+        pairs = zip(dw[i : i + size], tensors[i : i + size], strict=True)
+        parts = [[None] * len(t) if d is None else d.unbind(0) for d, t in pairs]
+        found += [_Gradients(*own) for own in zip(*parts, strict=True)]
+    return found
 
 
 def _blocks(counts: Sequence[int], w: Weights) -> Iterator[_Block]:
     """Cut the rows into blocks of about as many as fit the cache."""
-    width, hidden = w.conv.shape[1], w.fc1.shape[1]
-    most = max(64, _FLOATS // (w.conv.shape[2] + 2 * width + 2 * hidden) // 64 * 64)
+    width, hidden = w.conv.shape[0], w.fc1.shape[0]
+    most = max(64, _FLOATS // (w.conv.shape[1] + 2 * width + 2 * hidden) // 64 * 64)
     start = filled = 0
     runs: list[tuple[int, int, int]] = []
     for expert, count in enumerate(counts):
@@ -170,37 +226,37 @@ def _middle(near: Tensor, width: int) -> Tensor:
 
 
 def _forward(
-    x: Tensor, w: Weights, rows: Rows, block: _Block, rate: float, said: Tensor
+    x: Tensor, experts: Sequence[Weights], rows: Rows, block: _Block, rate: float, said: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Fill `said` (r, d); returns what the way back needs: (r, d), (r, H) before their activations, and who dropped."""
     near = _near(x, rows, block)
     c = torch.empty_like(said)
     for e, s, t in block.runs:
-        torch.addmm(w.conv_bias[e], near[s:t], w.conv[e].T, out=c[s:t])
+        torch.addmm(experts[e].conv_bias, near[s:t], experts[e].conv.T, out=c[s:t])
     z = _aten.gelu(c).add_(_middle(near, x.shape[1]))
-    a = x.new_empty(len(c), w.fc1.shape[1])
+    a = x.new_empty(len(c), len(experts[0].fc1))
     for e, s, t in block.runs:
-        h = torch.layer_norm(z[s:t], z.shape[1:], w.gain[e], w.shift[e], _EPS)
-        torch.addmm(w.fc1_bias[e], h, w.fc1[e].T, out=a[s:t])
+        h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, _EPS)
+        torch.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
     q = _aten.gelu(a)
     bits = None
     if rate > 0:
         bits = keep_bits(a.shape, rate, a.device)
         q.mul_(bits.to(q.dtype).mul_(scale_of(rate)))
     for e, s, t in block.runs:
-        torch.addmm(w.fc2_bias[e], q[s:t], w.fc2[e].T, out=said[s:t])
+        torch.addmm(experts[e].fc2_bias, q[s:t], experts[e].fc2.T, out=said[s:t])
     return c, a, bits
 
 
 def _backward(
     x: Tensor,
     gates: Tensor,
-    w: Weights,
+    experts: Sequence[Weights],
     rows: Rows,
     block: _Block,
     kept: tuple[Tensor, Tensor, Tensor | None, float],
     dout: Tensor,
-    dw: list[Tensor | None],
+    dw: Sequence[_Gradients],
     dx_rows: Tensor | None,
     dgate: Tensor,
 ) -> None:
@@ -217,53 +273,52 @@ def _backward(
         q.mul_(keep)
     answered = torch.empty_like(dgate[here])
     for e, s, t in block.runs:
-        torch.mm(g[s:t], w.fc2[e], out=dq[s:t])
-        torch.mv(g[s:t], w.fc2_bias[e], out=answered[s:t])
+        torch.mm(g[s:t], experts[e].fc2, out=dq[s:t])
+        torch.mv(g[s:t], experts[e].fc2_bias, out=answered[s:t])
     dgate[here] = answered.add_((dq * q).sum(1))
     weight = gates.flatten().index_select(0, rows.place[here])[:, None].to(g.dtype)
     g.mul_(weight)
     dq.mul_(weight)
-    _accumulate(dw[6], dw[7], g, q, block)
+    for e, s, t in block.runs:
+        _add(dw[e].fc2, dw[e].fc2_bias, g[s:t], q[s:t])
     if bits is not None:
         dq.mul_(keep)
     da = _aten.gelu_backward(dq, a)
     z = _aten.gelu(c).add_(_middle(near, d))
     dz = torch.empty_like(z)
     for e, s, t in block.runs:
-        h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain[e], w.shift[e], _EPS)
-        if dw[4] is not None:
-            dw[4][e].addmm_(da[s:t].T, h)
-        dh = torch.mm(da[s:t], w.fc1[e])
-        mask = [True, dw[2] is not None, dw[3] is not None]
-        into, gain, shift = _aten.native_layer_norm_backward(dh, z[s:t], [d], mean, rstd, w.gain[e], w.shift[e], mask)
-        dz[s:t] = into
-        for total, part in ((dw[2], gain), (dw[3], shift)):
+        w, into = experts[e], dw[e]
+        h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain, w.shift, _EPS)
+        _add(into.fc1, into.fc1_bias, da[s:t], h)
+        dh = torch.mm(da[s:t], w.fc1)
+        wanted = [True, into.gain is not None, into.shift is not None]
+        part = _aten.native_layer_norm_backward(dh, z[s:t], [d], mean, rstd, w.gain, w.shift, wanted)
+        dz[s:t] = part[0]
+        for total, gradient in zip((into.gain, into.shift), part[1:], strict=True):
             if total is not None:
-                total[e] += part
-    _accumulate(None, dw[5], da, None, block)
+                total.add_(gradient)
     dc = _aten.gelu_backward(dz, c)
-    _accumulate(dw[0], dw[1], dc, near, block)
+    for e, s, t in block.runs:
+        _add(dw[e].conv, dw[e].conv_bias, dc[s:t], near[s:t])
     if dx_rows is None:
         return
     dnear = near  # its values were read for the last time above
     for e, s, t in block.runs:
-        torch.mm(dc[s:t], w.conv[e], out=dnear[s:t])
+        torch.mm(dc[s:t], experts[e].conv, out=dnear[s:t])
     _middle(dnear, d).add_(dz)
     inside = (rows.near[here] < len(x) - 1).to(g.dtype)
     for tap in range(2 * half + 1):
         # Tap j of row i read row i + j - half of the same sequence, which lies that far away among the routed rows.
-        dx_rows[block.start + tap : block.end + tap].addcmul_(
-            dnear[:, tap * d : (tap + 1) * d], inside[:, tap : tap + 1]
-        )
+        moved = dx_rows[block.start + tap : block.end + tap]
+        moved.addcmul_(dnear[:, tap * d : (tap + 1) * d], inside[:, tap : tap + 1])
 
 
-def _accumulate(dw: Tensor | None, db: Tensor | None, g: Tensor, inputs: Tensor | None, block: _Block) -> None:
-    """dW_e += g^T inputs and db_e += sum g over the rows of each expert."""
-    for e, s, t in block.runs:
-        if dw is not None and inputs is not None:
-            dw[e].addmm_(g[s:t].T, inputs[s:t])
-        if db is not None:
-            db[e] += g[s:t].sum(0)
+def _add(weight: Tensor | None, bias: Tensor | None, g: Tensor, inputs: Tensor) -> None:
+    """dW += g^T inputs and db += sum g, where they are asked for."""
+    if weight is not None:
+        weight.addmm_(g.T, inputs)
+    if bias is not None:
+        bias.add_(g.sum(0))
 
 
 def _ends(back: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -133,27 +133,45 @@ class Flame(nn.Module):
         Raises:
             RecipeError: if the model has no head for the batch's task.
         """
-        task = self.tasks.get(batch.task)
-        if task is None:
-            raise RecipeError(f"the model has no task '{batch.task}'", mend=nearest(batch.task, self.tasks))
-        if batch.task in self.apart:
-            out: Output = self.apart[batch.task](batch, cursor)
-            return out
-        names = [name for name in task.modalities if name in batch.modalities]
-        state = {name: self.encode(name, batch.modalities[name], cursor) for name in names}
-        routings: list[dict[str, Routing]] = []
-        for block in self._blocks():
-            state, routed = block(state, cursor)
-            routings.append(routed)
-        state = {name: Sequences(self._path(name).leave(s.x, cursor), s.mask) for name, s in state.items()}
-        rows = {name: batch.modalities[name].rows for name in names}
-        logits = self.heads[task.name](state, rows, batch.size)
-        return Output(logits, self._auxiliary(task, routings, logits), tuple(routings))
+        return self.together([(batch, cursor)])[0]
+
+    def together(self, batches: Sequence[tuple[FlexiBatch, int]]) -> list[Output]:
+        """`forward` for batches of several tasks, each at its own cursor, in one pass through the experts.
+
+        Raises:
+            RecipeError: if the model has no head for one of the tasks.
+        """
+        for batch, _ in batches:
+            if batch.task not in self.tasks:
+                raise RecipeError(f"the model has no task '{batch.task}'", mend=nearest(batch.task, self.tasks))
+        own = iter(self._shared([(batch, cursor) for batch, cursor in batches if batch.task not in self.apart]))
+        return [self.apart[b.task](b, c) if b.task in self.apart else next(own) for b, c in batches]
+
+    def _shared(self, batches: Sequence[tuple[FlexiBatch, int]]) -> list[Output]:
+        """The batches of tasks that have no network for themselves."""
+        cursors = [cursor for _, cursor in batches]
+        states = [self._encoded(batch, cursor) for batch, cursor in batches]
+        routings: list[list[dict[str, Routing]]] = [[] for _ in batches]
+        for block in self._blocks() if batches else ():
+            for i, (state, routed) in enumerate(block.together(list(zip(states, cursors, strict=True)))):
+                states[i] = state
+                routings[i].append(routed)
+        found = []
+        for (batch, cursor), state, routed_by in zip(batches, states, routings, strict=True):
+            left = {name: Sequences(self._path(name).leave(s.x, cursor), s.mask) for name, s in state.items()}
+            rows = {name: batch.modalities[name].rows for name in left}
+            logits = self.heads[batch.task](left, rows, batch.size)
+            found.append(Output(logits, self._auxiliary(self.tasks[batch.task], routed_by, logits), tuple(routed_by)))
+        return found
+
+    def _encoded(self, batch: FlexiBatch, cursor: int) -> dict[str, Sequences]:
+        """What the first block gets of each modality that the batch has, in the task's order."""
+        names = [name for name in self.tasks[batch.task].modalities if name in batch.modalities]
+        return {name: self.encode(name, batch.modalities[name], cursor) for name in names}
 
     def before_experts(self, batch: FlexiBatch, cursor: int) -> Iterator[tuple[Block, dict[str, Sequences]]]:
         """What each block gives to its experts, modality -> Sequences, block after block."""
-        names = [name for name in self.tasks[batch.task].modalities if name in batch.modalities]
-        state = {name: self.encode(name, batch.modalities[name], cursor) for name in names}
+        state = self._encoded(batch, cursor)
         for block in self._blocks():
             yield block, block.attend(state, cursor)[1]
             state = block(state, cursor)[0]

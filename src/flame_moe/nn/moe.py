@@ -59,8 +59,7 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
     lengths = torch.cat([torch.full((n,), t, device=device) for n, t in shapes])
     starts = lengths.cumsum(0) - lengths
 
-    expert_P = index_PK.reshape(-1)
-    order_P = torch.sort(expert_P, stable=True).indices
+    expert_P, order_P = torch.sort(index_PK.reshape(-1), stable=True)
     sequence_P = order_P.div(K, rounding_mode="floor")
     length_P = lengths[sequence_P]
     pair_R = torch.repeat_interleave(length_P, output_size=rows)
@@ -77,8 +76,8 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
     in_back_R = step_R * K + slot_R
     back_SK = torch.empty(rows, dtype=torch.long, device=device).scatter_(0, in_back_R, place_R)
     gates_SK = torch.repeat_interleave(torch.cat([r.gates for r in routings]), lengths, dim=0, output_size=steps)
-    counts = torch.zeros(experts, dtype=torch.long, device=device).scatter_add(0, expert_P[order_P], length_P)
-    return Dispatch(Rows(near_Rk, back_SK.view(steps, K), in_back_R, counts.tolist()), gates_SK)
+    counts = torch.zeros(experts, dtype=torch.long, device=device).scatter_add(0, expert_P, length_P)
+    return Dispatch(Rows(near_Rk, back_SK.view(steps, K), in_back_R, expert_P[pair_R], counts), gates_SK)
 
 
 def mixture(
@@ -95,23 +94,44 @@ def mixture(
     Returns:
         modality -> (n, T, d); padded steps hold nothing of use.
     """
-    shapes = [(s.x.shape[0], s.x.shape[1]) for s in inputs.values()]
-    rows, gates_SK = plan(shapes, [routings[name] for name in inputs], pool.experts, pool.kernel)
-    flat = [s.zeroed().flatten(0, 1) for s in inputs.values()]
+    return mixtures([(inputs, routings, cursor)], pool)[0]
+
+
+def mixtures(
+    parts: Sequence[tuple[Mapping[str, Sequences], Mapping[str, Routing], int]], pool: ExpertPool | Joined
+) -> list[dict[str, Tensor]]:
+    """`mixture` for several tasks at once, each at its own cursor: (cursor, expert) is one key of the dispatch.
+
+    Args:
+        parts: inputs, routings and cursor of each task.
+        pool: the shared experts.
+    """
+    cursors = sorted({cursor for _, _, cursor in parts})
+    every = [(s, routed[name], cursor) for inputs, routed, cursor in parts for name, s in inputs.items()]
+    keyed = [r._replace(chosen=r.chosen + pool.experts * cursors.index(cursor)) for _, r, cursor in every]
+    shapes = [(s.x.shape[0], s.x.shape[1]) for s, _, _ in every]
+    rows, gates_SK = plan(shapes, keyed, len(cursors) * pool.experts, pool.kernel)
+    flat = [s.zeroed().flatten(0, 1) for s, _, _ in every]
     x_ZD = torch.cat([*flat, flat[0].new_zeros(1, flat[0].shape[1])])
     if pool.observed:
-        near_RkD = x_ZD.index_select(0, rows.near.flatten()).view(*rows.near.shape, -1)
-        there_R = torch.cat([s.mask.flatten() for s in inputs.values()])[rows.near[:, pool.kernel // 2]]
-        y_RD = pool(near_RkD, rows.counts, cursor, there_R)
-        out_SD = F.embedding_bag(rows.back, y_RD, per_sample_weights=gates_SK.to(y_RD.dtype), mode="sum")
+        out_SD = _observed(x_ZD, torch.cat([s.mask.flatten() for s, _, _ in every]), gates_SK, rows, pool, *cursors)
     else:
         rate = pool.dropout if pool.training else 0.0
-        weights = pool.weights(cursor)
-        if autocast := autocast_type(x_ZD.device):
-            x_ZD, weights = x_ZD.to(autocast), Weights(*(t.to(autocast) for t in weights))
-        out_SD = apply_experts(x_ZD, gates_SK, weights, rows, rate)
-    parts = out_SD.split([n * t for n, t in shapes])
-    return {name: part.view(*shape, -1) for name, part, shape in zip(inputs, parts, shapes, strict=True)}
+        sets = [w for cursor in cursors for w in pool.sets(cursor)]
+        if kind := autocast_type(x_ZD.device):
+            x_ZD, sets = x_ZD.to(kind), [Weights(*(t.to(kind) for t in w)) for w in sets]
+        out_SD = apply_experts(x_ZD, gates_SK, sets, rows, rate)
+    split = iter(out_SD.split([n * t for n, t in shapes]))
+    return [{name: next(split).view_as(s.x) for name, s in inputs.items()} for inputs, _, _ in parts]
+
+
+def _observed(
+    x_ZD: Tensor, mask_S: Tensor, gates_SK: Tensor, rows: Rows, pool: ExpertPool | Joined, cursor: int
+) -> Tensor:
+    """The simple form, which shows the inputs of every matrix to whoever gathers them."""
+    near_RkD = x_ZD.index_select(0, rows.near.flatten()).view(*rows.near.shape, -1)
+    y_RD = pool(near_RkD, rows.counts.tolist(), cursor, mask_S[rows.near[:, pool.kernel // 2]])
+    return F.embedding_bag(rows.back, y_RD, per_sample_weights=gates_SK.to(y_RD.dtype), mode="sum")
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
