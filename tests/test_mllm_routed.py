@@ -165,7 +165,7 @@ def test_the_routed_sum_is_the_naive_one(pool: Any) -> None:
 
 
 @pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("granularity", ["token", "sequence"])
+@pytest.mark.parametrize("granularity", ["token", "sequence", "model"])
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_with_a_cache_is_the_full_forward(name: str, granularity: str, left: bool) -> None:
     model, lengths = filled(name, granularity=granularity), (6, 6) if not left else (5, 8)
@@ -190,7 +190,7 @@ def test_generation_with_a_cache_is_the_full_forward(name: str, granularity: str
     torch.testing.assert_close(torch.stack(cached.logits, 1), whole, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("granularity", ["token", "sequence"])
+@pytest.mark.parametrize("granularity", ["token", "sequence", "model"])
 def test_generation_is_the_same_whatever_the_cache(granularity: str) -> None:
     model, batch = filled(granularity=granularity), prompts("llama", (5, 8), left=True)
     told = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
@@ -203,23 +203,57 @@ def test_generation_is_the_same_whatever_the_cache(granularity: str) -> None:
         assert torch.equal(static, model.generate(**batch, **told))
 
 
-def test_a_cache_that_was_filled_before_experts_changed_is_refused() -> None:
-    model, batch = filled(granularity="sequence"), prompts("llama", (6,))
+@pytest.mark.parametrize("granularity", ["sequence", "model"])
+def test_a_cache_that_was_filled_before_experts_changed_is_refused(granularity: str) -> None:
+    model, batch = filled(granularity=granularity), prompts("llama", (6,))
     with torch.no_grad():
         cache = model(**batch, use_cache=True).cache
         following = {"input_ids": batch["input_ids"][:, :1], "cache": cache}
         assert model(**following).logits.isfinite().all()
         model.delete_adapter("sums")
+        model.add_expert("other")
+        model.add_expert("more")
+        model.set_adapter("default")
         with pytest.raises(AdapterError, match="routing kept with the cache does not fit"):
             model(**following)
 
 
 def test_a_sample_does_not_depend_on_its_padding(pool: Any) -> None:
-    for granularity in ("token", "sequence"):
+    for granularity in ("token", "sequence", "model"):
         pool.route(granularity=granularity)
         alone, padded = prompts("llama", (5,)), prompts("llama", (5, 9))
         torch.testing.assert_close(logits(pool, alone)[0], logits(pool, padded)[0, :5], atol=1e-5, rtol=1e-4)
     pool.route(granularity="token")
+
+
+def test_all_layers_agree_on_a_sample() -> None:
+    """By the mean of what each of them says of its prompt when tokens choose for themselves."""
+    model, batch = filled(top_k=1), prompts("llama", (5, 9))
+    heard: dict[str, list[Tensor]] = {}
+
+    def listen(layer: Any, args: tuple[Tensor, ...]) -> None:
+        gates = torch.stack([layer.lora_gate[task] for task in TASKS])
+        score, mask = scores(args[0], gates, "standardized"), batch["attention_mask"][..., None]
+        heard.setdefault(layer.layer_name, []).append((score * mask).sum(1) / mask.sum(1))
+
+    handles = [layer.register_forward_pre_hook(listen) for _, layer in model.layers()]
+    logits(model, batch)
+    for handle in handles:
+        handle.remove()
+    want = torch.stack([votes[0] for votes in heard.values()]).mean(0).argmax(-1)
+    model.route(granularity="model")
+    found = logits(model, batch)
+    with model.recording() as record:
+        logits(model, {key: value[:1] for key, value in batch.items()})
+    assert {layer: max(mass, key=mass.get) for layer, mass in record.by_layer().items()} == dict.fromkeys(
+        record.by_layer(), TASKS[int(want[0])]
+    )
+    for row, chosen in enumerate(want.tolist()):
+        model.use_expert(TASKS[chosen])
+        torch.testing.assert_close(logits(model, batch)[row], found[row], atol=1e-5, rtol=1e-4)
+    model.route()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), logits(base("llama"), batch))
 
 
 def test_every_option_of_routing_does_something(pool: Any) -> None:

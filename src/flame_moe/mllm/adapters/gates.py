@@ -96,6 +96,8 @@ def _visit(tuner: RoutedLoraModel, batches: Iterable[Batch], see: Callable[[str,
     """Run batches through the model and show every layer's real inputs, (tokens, n)."""
 
     def before(name: str, layer: Any, args: tuple[Any, ...]) -> None:
+        if tuner.tokens.scouted is not None:
+            return
         x = args[0]
         real = tuner.tokens.real_of(x)
         see(name, layer, x.reshape(-1, x.shape[-1]) if real is None else x[real])

@@ -13,7 +13,7 @@ from flame_moe.mllm.adapters.peft_types import peft_type
 from flame_moe.mllm.adapters.scores import SCORES
 
 ROUTED_LORA = "FLAME_ROUTED_LORA"
-GRANULARITIES = ("token", "sequence")
+GRANULARITIES = ("token", "sequence", "model")
 
 
 @dataclass
@@ -28,8 +28,9 @@ class RoutedLoraConfig(LoraConfig):
         lora_alpha: an expert's output is multiplied by `lora_alpha / r`.
         top_k: how many experts a token uses, at most as many as there are.
         score: "standardized", "cosine", "raw" or "arrow" (see `flame_moe.mllm.adapters.scores`).
-        granularity: "token": every token chooses for itself; "sequence": the mean score over the prompt chooses for
-            the whole sample.
+        granularity: "token": every token chooses for itself in every layer; "sequence": the mean score over the prompt
+            chooses for the whole sample, layer by layer; "model": the mean of that over all layers chooses for the
+            whole sample and model, for which a prompt runs twice (our own; wants top_k=1).
         temperature: by which scores are divided before the softmax.
         null_expert: whether a fitted null expert, whose output is zero, takes part (see `fit_null`).
         language_only: whether a target outside the language model is a mistake.
@@ -51,7 +52,7 @@ class RoutedLoraConfig(LoraConfig):
     lora_alpha: int = field(default=16, metadata={"help": "an expert's output is multiplied by lora_alpha / r"})
     top_k: int = field(default=2, metadata={"help": "experts that a token uses"})
     score: Literal["standardized", "cosine", "raw", "arrow"] = field(default="standardized")
-    granularity: Literal["token", "sequence"] = field(default="token")
+    granularity: Literal["token", "sequence", "model"] = field(default="token")
     temperature: float = field(default=1.0)
     null_expert: bool = field(default=False, metadata={"help": "whether a fitted null expert takes part"})
     language_only: bool = field(default=True, metadata={"help": "whether other targets are a mistake"})

@@ -11,6 +11,7 @@ The experts are LoRA adapters of PEFT; the gate and the routed sum are LoRA vari
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -79,6 +80,12 @@ class RoutedLinear(lora.Linear):
         if adapter_name in self.lora_null:
             del self.lora_null[adapter_name]
 
+    @property
+    def routes(self) -> bool:
+        """Whether the router is what is active here, and adapters are not disabled."""
+        active = (self.lora_variant.get(name) for name in self.active_adapters)
+        return not self.disable_adapters and any(isinstance(variant, Routed) for variant in active)
+
     def expert_output(self, task: str, x: Tensor) -> Tensor:
         """c B A u of one expert: (..., n) -> (..., out)."""
         down: Any = self.lora_A[task]
@@ -117,26 +124,28 @@ class Routed(TokenDependent):
         pool = [task for task in self.config.tasks if task in module.lora_gate]
         if not pool:
             return result
-        weights = self.weights(module, active_adapter, pool, x)
-        names = [*pool, NULL] if weights.shape[-1] > len(pool) else pool
-        if (record := module.tokens.record) is not None:
+        names = [*pool, NULL] if self.config.null_expert else pool
+        weights = self.weights(module, active_adapter, names, x)
+        if (record := module.tokens.record) is not None and module.tokens.scouted is None:
             record.add(module.layer_name, names, weights.expand(*x.shape[:-1], len(names)), module.tokens.real_of(x))
         for i, task in enumerate(pool):
             output = module.expert_output(task, x)
             result = result + weights[..., i, None].to(output.dtype) * output
         return result
 
-    def weights(self, module: RoutedLinear, router: str, pool: list[str], x: Tensor) -> Tensor:
-        """Weight of every expert: (..., n) -> (..., E), or (B, 1, E) where a whole sample chooses.
-
-        One more column where the null expert takes part.
-        """
+    def weights(self, module: RoutedLinear, router: str, names: Sequence[str], x: Tensor) -> Tensor:
+        """Weight of every expert, by name: (..., n) -> (..., E), or (B, 1, E) where a whole sample chooses."""
         config = self.config
-        score = scores(x, torch.stack([module.lora_gate[task] for task in pool]), config.score)
-        if config.null_expert:
+        gates = [module.lora_gate[name] for name in names if name != NULL]
+        score = scores(x, torch.stack(gates), config.score)
+        if names[-1] == NULL:
             score = torch.cat([score, module.lora_null[router](x, config.score)], dim=-1)
         if config.granularity == "sequence":
             score = _decided(module, score, x)
+        elif config.granularity == "model" and module.tokens.scouted is not None:
+            _vote(module, names, score, x)
+        elif config.granularity == "model":
+            score = _agreed(module, names, score)
         return top_k_weights(score, config.top_k, config.temperature)
 
 
@@ -175,14 +184,38 @@ class _NoWeights(nn.Module):
 
 def _decided(module: RoutedLinear, score: Tensor, x: Tensor) -> Tensor:
     """The score of each sample, from the prompt; what the first forward with a cache decided stays so."""
+    kept = module.tokens.decided.get(module.layer_name)
+    if kept is None:
+        kept = _of_samples(module, score, x)
+        module.tokens.decided[module.layer_name] = kept
+    if kept.shape[0] != score.shape[0] or kept.shape[-1] != score.shape[-1]:
+        raise _changed(module)
+    return kept
+
+
+def _vote(module: RoutedLinear, names: Sequence[str], score: Tensor, x: Tensor) -> None:
+    """Say how this layer scores each sample, for `_agreed`."""
+    assert module.tokens.scouted is not None
+    for name, column in zip(names, _of_samples(module, score, x)[:, 0].unbind(dim=-1), strict=True):
+        module.tokens.scouted.setdefault(name, []).append(column)
+
+
+def _agreed(module: RoutedLinear, names: Sequence[str], score: Tensor) -> Tensor:
+    """The mean of all layers' votes on each sample, (B, 1, E)."""
+    votes = [module.tokens.decided.get(name) for name in names]
+    found = [vote for vote in votes if vote is not None and vote.shape[0] == score.shape[0]]
+    if len(found) != len(names):
+        raise _changed(module)
+    return torch.stack(found, dim=-1)[:, None]
+
+
+def _of_samples(module: RoutedLinear, score: Tensor, x: Tensor) -> Tensor:
     if score.ndim != 3:
         mend = "Use granularity='token' for layers whose input is not (batch, token, features)."
         raise AdapterError("a layer does not see whole sequences", where=module.layer_name, mend=mend)
-    kept = module.tokens.decided.get(module.layer_name)
-    if kept is None:
-        kept = pooled(score.detach(), module.tokens.prompt_of(x))
-        module.tokens.decided[module.layer_name] = kept
-    if kept.shape[0] != score.shape[0] or kept.shape[-1] != score.shape[-1]:
-        mend = "Fill a new cache: samples or experts have changed since this one was filled."
-        raise AdapterError("the routing kept with the cache does not fit", where=module.layer_name, mend=mend)
-    return kept
+    return pooled(score.detach(), module.tokens.prompt_of(x))
+
+
+def _changed(module: RoutedLinear) -> AdapterError:
+    mend = "Call the whole model with a new cache: samples or experts have changed since this one was filled."
+    return AdapterError("the routing kept with the cache does not fit", where=module.layer_name, mend=mend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,10 @@ class RoutedLoraModel(ExpertTuner):
 
     layer_cls = RoutedLinear
     config_cls = RoutedLoraConfig
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
+        self.tokens.scout = partial(_needs_scouting, config, model)
 
     @property
     def router(self) -> str:
@@ -286,8 +291,16 @@ class RoutedLoraModel(ExpertTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if self.router in (kwargs.get("adapter_names") or ()) and self.options.granularity == "sequence":
+        by = self.options.granularity
+        if self.router in (kwargs.get("adapter_names") or ()) and by != "token":
             mend = "Route by token, or give every sample the name of an expert."
-            raise AdapterError("adapter_names cannot be mixed with routing by sequence", mend=mend)
+            raise AdapterError(f"adapter_names cannot be mixed with routing by {by}", mend=mend)
         with super()._enable_peft_forward_hooks(*args, **kwargs):
             yield
+
+
+def _needs_scouting(config: RoutedLoraConfig, model: nn.Module) -> bool:
+    """Whether all layers have to agree on a sample before it runs."""
+    if config.granularity != "model" or not config.tasks:
+        return False
+    return any(isinstance(layer, RoutedLinear) and layer.routes for layer in model.modules())

@@ -7,7 +7,7 @@ A linear layer sees vectors only. The hooks here sit on the wrapped model and on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,9 @@ class Tokens:
         prompt: (B, T) which tokens decide the routing of the whole sequence; None if all real ones do.
         running: how many of the hooked models are inside their forward. It is 0 while gradient checkpointing
             computes a layer again during backward, so nothing is counted twice.
-        decided: scores of the sequence, by name of layer, that the first forward with a cache has left there.
+        decided: scores of the samples, by name of layer or of expert, that the first forward with a cache left there.
+        scout: whether a forward has to run once beforehand, so that all layers can agree.
+        scouted: expert -> its score in each layer, (B,) each, while such a forward runs; else None.
         record: what keeps the routing of the layers, if somebody asked for it.
         outer: length of the prompt that `generate` was called with, known only inside it.
     """
@@ -41,6 +43,8 @@ class Tokens:
         self.prompt: Tensor | None = None
         self.running = 0
         self.decided: dict[str, Tensor] = {}
+        self.scout: Callable[[], bool] | None = None
+        self.scouted: dict[str, list[Tensor]] | None = None
         self.record: RoutingRecord | None = None
         self.outer: int | None = None
         self._handles: list[RemovableHandle] = []
@@ -89,6 +93,8 @@ class Tokens:
             self.real = None if shape is None else _real(given.get("attention_mask"), *shape, past)
             self.prompt = None if shape is None else self._prompt(given, *shape)
             self.decided = dict(getattr(cache, _MEMORY, {}))
+            if not self.decided and self.scout is not None and self.scout():
+                self.decided = self._scout(module, given)
         except BaseException:
             self.running = 0
             raise
@@ -98,11 +104,20 @@ class Tokens:
         if self.running or not self.decided:
             return
         given = _arguments(module, args, kwargs)
-        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
-        for name in CACHES:
-            cache = getattr(output, name, None) if cache is None else cache
+        kept = output if isinstance(output, Mapping) else {}
+        cache = next((found[name] for found in (given, kept) for name in CACHES if found.get(name) is not None), None)
         if hasattr(cache, "get_seq_length"):
             setattr(cache, _MEMORY, self.decided)
+
+    def _scout(self, module: nn.Module, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the forward once without cache and gradient; expert -> (B,) its mean score over layers."""
+        self.scouted = {}
+        try:
+            with torch.no_grad():
+                module(**_without_cache(given))
+            return {name: torch.stack(found).mean(dim=0) for name, found in self.scouted.items()}
+        finally:
+            self.scouted = None
 
     def _prompt(self, given: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
         labels = given.get("labels")
@@ -154,6 +169,18 @@ def _real(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
     if mask.ndim == 2 and mask.shape[1] >= length:
         return mask[:, mask.shape[1] - length :].bool()
     return None
+
+
+def _without_cache(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a first forward without its cache, nor the columns that a mask has for a static one's future."""
+    left = {name: value for name, value in given.items() if name not in (*CACHES, "labels", "use_cache")}
+
+    def cut(mask: Any) -> Any:
+        if isinstance(mask, Mapping):
+            return {kind: cut(part) for kind, part in mask.items()}
+        return mask[..., : mask.shape[-2]] if isinstance(mask, Tensor) and mask.ndim == 4 else mask
+
+    return left | {"attention_mask": cut(given.get("attention_mask")), "use_cache": False}
 
 
 def _shaped(mask: Tensor | None, x: Tensor) -> Tensor | None:
