@@ -40,7 +40,7 @@ def pool(name: str = "llama", **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("config", [RoutedLoraConfig, PassMoeConfig])
-@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "k_proj"]])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "k_proj"]])
 def test_only_the_language_model_is_adapted(name: str, config: Any, targets: Any) -> None:
     model = get_peft_model(base(name), config(r=2, target_modules=targets))
     names = {layer for layer, _ in model.layers()}
