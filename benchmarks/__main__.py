@@ -41,14 +41,14 @@ def machine() -> dict[str, Any]:
 
 
 def line(m: Measured) -> str:
-    theirs = "" if m.theirs is None else _short(m.theirs)
+    theirs = "" if m.theirs is None else short(m.theirs)
     gate = "" if m.gate is None else f"{'<=' if m.most else '>='} {m.gate:g}"
     verdict = {True: "PASS", False: "FAIL", None: "-"}[m.passed]
-    said = f"{m.name:36} {_short(m.ours):>9} {theirs:>9} {m.unit:8} {_short(m.value):>9} {gate:9} {verdict}"
+    said = f"{m.name:36} {short(m.ours):>9} {theirs:>9} {m.unit:8} {short(m.value):>9} {gate:9} {verdict}"
     return f"{said}  {m.note}" if m.note else said
 
 
-def _short(x: float) -> str:
+def short(x: float) -> str:
     return f"{x:.1e}" if 0 < abs(x) < 1e-3 else f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 

@@ -8,6 +8,7 @@ import torch
 from benchmarks import harness, models
 from benchmarks.__main__ import line
 from benchmarks.rows import ROWS, continual, encoders, moe
+from benchmarks.table import markdown
 from flame_moe.nn.stacked import StackedMatrix
 
 
@@ -86,3 +87,16 @@ def test_every_row_of_the_table_is_there() -> None:
     wanted += " cl-train-T16 cl-mixed-cursors cl-forget-zero trunc-quality trunc-time data-bin identities"
     assert set(wanted.split()) <= set(ROWS)
     assert len(wanted.split()) == 19
+
+
+def test_the_table_of_the_documentation_has_a_line_per_figure() -> None:
+    rows = [
+        harness.Measured("a", "ms", 1.0, 3.0, 3.0, 2.0).plain(),
+        harness.Measured("b", "MB", 5.0, None, 5.0, 4.0, most=True).plain(),
+        {"name": "c", "passed": None, "note": "not measured: no data"},
+    ]
+    assert markdown({"rows": rows}).splitlines()[2:] == [
+        "| `a` | 1 ms | 3 ms | 3 | at least 2 | pass |",
+        "| `b` | 5 MB |  | 5 | at most 4 | **fail** |",
+        "| `c` | | | not measured: no data | | - |",
+    ]
