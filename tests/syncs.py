@@ -36,8 +36,9 @@ class Sync(NamedTuple):
     what: str
 
 
-ALLOWED = frozenset({Sync("nn/moe.py", "plan", "tolist")})
-"""The one place per block: the rows per expert are numbers of the host, which starts one product for each."""
+ALLOWED = frozenset({Sync("nn/grouped.py", "apply_experts", "tolist")})
+"""The one place per block, on a processor only: the rows per expert are numbers of the host, which starts one product
+for each. On a GPU grouped products take them from the device."""
 
 
 class _Calls(TorchFunctionMode):
