@@ -131,7 +131,7 @@ def written(setting: Setting) -> str:
     """A setting in words.
 
     Example:
-        >>> written((("lr", 0.001), ("top_k", 2.0)))
-        'lr = 0.001, top_k = 2'
+        >>> written((("rate", 0.4), ("top_k", 2.0)))
+        'rate = 0.4, top_k = 2'
     """
     return ", ".join(f"{key} = {value:g}" for key, value in setting) or "none to choose"

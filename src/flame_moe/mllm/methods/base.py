@@ -32,6 +32,7 @@ class Settings(Description):
     Attributes:
         steps, batch: of each task; joint training takes as many steps as all tasks together.
         lr: highest learning rate, reached after 6 % of the steps, then a cosine down to 0.
+        rate: factor of `lr`, among whose values validation chooses whatever a stream's own rate is.
         rank: of adapters.
         strength: of a method's own term in the loss: EWC, MAS, LwF, O-LoRA, PASs-MoE.
         importance_samples: of a task, from which EWC and MAS tell what matters.
@@ -45,7 +46,8 @@ class Settings(Description):
 
     steps: Positive = 200
     batch: Positive = 64
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 5e-3
+    rate: Annotated[float, Field(gt=0)] = 1.0
     rank: Positive = 8
     strength: Annotated[float, Field(ge=0)] = 1.0
     importance_samples: Positive = 200
@@ -160,7 +162,7 @@ class Method(ABC):
         Raises:
             NonFiniteError: before the weights take a step along a loss that is no number.
         """
-        steps, lr = steps or self.settings.steps, lr or self.settings.lr
+        steps, lr = steps or self.settings.steps, lr or self.settings.lr * self.settings.rate
         loss = loss or (lambda batch: answer_loss(self.call(batch), batch.labels))
         step = Steps(parameters, lr, steps, what, weight_decay=0.0)
         order = shuffled(len(data), self.settings.batch, steps, generator(self.seed, "order", what))

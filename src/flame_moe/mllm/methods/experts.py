@@ -18,7 +18,7 @@ MERGED = "merged"
 class Experts(Method):
     """Trains a LoRA adapter of its own for each task; earlier ones are not touched, not by one bit."""
 
-    grid: ClassVar[Grid] = {"lr": (1e-3, 2e-3)}
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
 
     current = ""
     """The task whose adapter was trained last."""

@@ -22,7 +22,7 @@ class Routed(Method):
 
     name = "routed"
     label = "routed experts, by token"
-    grid: ClassVar[Grid] = {"lr": (1e-3, 2e-3), "top_k": (1, 2)}
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0), "top_k": (1, 2)}
     granularity: ClassVar[Literal["token", "sequence"]] = "token"
     null: ClassVar[bool] = False
     """Whether a null expert, fitted on the foundation sample, takes part."""

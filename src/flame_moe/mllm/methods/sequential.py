@@ -20,7 +20,7 @@ class Sequential(Method):
 
     name = "sequential"
     label = "sequential LoRA"
-    grid: ClassVar[Grid] = {"lr": (1e-3, 2e-3)}
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
 
     def prepare(self, model: Any) -> Any:
         return with_adapter(model, ADAPTER, self.settings, self.seed)

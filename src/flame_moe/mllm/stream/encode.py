@@ -124,7 +124,18 @@ def encode(items: Sequence[Item], reader: Reader, features: Tensor | None) -> En
     """
     patches = 0 if features is None else features.shape[1]
     prompts = [reader.prompt(item, patches) for item in items]
-    whole = [prompt + reader.answer(item) for prompt, item in zip(prompts, items, strict=True)]
+    return encode_ids(items, prompts, [reader.answer(item) for item in items], reader, features)
+
+
+def encode_ids(
+    items: Sequence[Item],
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    reader: Reader,
+    features: Tensor | None = None,
+) -> Encoded:
+    """The same of items whose prompts and answers are token ids already."""
+    whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     ends = torch.tensor([len(row) for row in whole])
     ids = torch.full((len(whole), int(ends.max())), reader.pad)
     for i, row in enumerate(whole):

@@ -1,8 +1,11 @@
 """What the base model learns before the stream, and what later tasks must not cost it: other questions, other words.
 
-The foundation shares pictures and words with the tasks, but no question and no way to answer: it describes, reads,
-lists, orders, repeats and counts on. Its accuracy after each stage is the second measure of forgetting (Guo et al.,
-arXiv 2511.01831, who take ChartQA, MMBench and DocVQA).
+The foundation shares pictures and words with the tasks, but no question: it describes, reads, lists, orders, repeats,
+counts on and checks claims. Every word that tasks answer with is an answer here too: embeddings stay frozen later, and
+those of words that were never said are too much alike to be told apart ("yes" and "no" then stay at chance).
+
+Its accuracy after each stage is the second measure of forgetting (arXiv 2511.01831, where it is ChartQA, MMBench and
+DocVQA).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ def shape_skill(rng: Generator, split: str, size: int) -> Item:
         return Item("shape name", "name the object", form, scene, picture)
     true = rng.random() < 0.5
     said = color if true else str(rng.choice([c for c in COLORS if c != color]))
-    return Item("shape claim", f"true or false : the object is {said}", "true" if true else "false", scene, picture)
+    return Item("shape claim", f"is it so : the object is {said}", "yes" if true else "no", scene, picture)
 
 
 def digit_skill(rng: Generator, split: str, size: int) -> Item:
@@ -55,7 +58,7 @@ def chart_skill(rng: Generator, split: str, size: int) -> Item:
         return Item("chart order", "order the bars", " ".join(ordered), scene, picture)
     true = rng.random() < 0.5
     said = str(rng.choice(colors if true else [c for c in COLORS if c not in colors]))
-    return Item("chart claim", f"true or false : one bar is {said}", "true" if true else "false", scene, picture)
+    return Item("chart claim", f"is it so : one bar is {said}", "yes" if true else "no", scene, picture)
 
 
 def letter_skill(rng: Generator, split: str, size: int) -> Item:

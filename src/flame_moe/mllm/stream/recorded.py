@@ -59,8 +59,8 @@ def nlvr(folder: Path, split: str, count: int, size: int) -> Samples:
         name = f"{file}-{row['identifier']}-0"
         if name not in pictures:
             raise DataError(f"the picture {name}.png is missing", where=f"{folder}/{file}_images.tar", mend=_WHOLE)
-        question = f"true or false : {words(row['sentence'])}"
-        items.append(Item("claim", question, words(row["label"]), "", pictures[name]))
+        question = f"is it so : {words(row['sentence'])}"
+        items.append(Item("claim", question, "yes" if row["label"] == "true" else "no", "", pictures[name]))
     return Samples.of(items)
 
 

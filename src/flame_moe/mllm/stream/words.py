@@ -13,7 +13,7 @@ from flame_moe.mllm.stream.samples import Item
 PAD, UNKNOWN, BEGIN, END, IMAGE, ANSWER = SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>", "<image>", "<answer>")
 _TASKS = """? what shape is in the image color there a yes no digit this even larger than which bar highest lowest how
 many bars are higher first last letter letters word written plus minus or"""
-_FOUNDATION = """describe picture name object true false : one read number list order sign spell it backwards repeat
+_FOUNDATION = """describe picture name object so it : one read number list order sign spell backwards repeat
 count on from"""
 _RECORDED = """does contain present not of with block tower at blocks box top touching and exactly items 1 least base 2
 has only towers as edge 3 item square wall that squares different closely over colors any objects above grey all 4 same
