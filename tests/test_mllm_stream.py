@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from flame_moe.cli import app
 from flame_moe.errors import CheckpointError, DataError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
@@ -364,13 +366,13 @@ def test_routed_experts_are_those_of_known_identity(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["routed-sequence", "routed-null", "average-activation", "average-activation-sequence"]
+    "name", ["routed-sequence", "routed-model", "routed-null", "average-activation", "average-activation-model"]
 )
 def test_every_way_to_route_answers(stream: Stream, name: str) -> None:
     method = brief(stream, name)
     batch = stream.tasks[0].test.batch(torch.arange(6), method.embedding)
     assert torch.isfinite(method.logits(batch, None)[batch.mask.bool()]).all()
-    if name.endswith("sequence"):
+    if name.endswith(("sequence", "model")):
         # What the answer says has no part in the choice.
         other = batch._replace(embeds=torch.where(batch.prompt.unsqueeze(-1), batch.embeds, torch.randn(1)))
         prompt = batch.prompt
@@ -390,6 +392,26 @@ def test_stabilisation_holds_the_first_task(stream: Stream) -> None:
         for s in (0.0, 1e6)
     ]
     assert drift[1] < 0.6 * drift[0]
+
+
+# The command line
+
+
+def test_the_command_prints_the_matrix_and_writes_a_run(stream: Stream, mllm_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["mllm", "run", "tiny-ci", str(out), "--method", "identity", "--cache", str(mllm_cache), "--set", "steps=2"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["shapes", "math", "foundation"]
+    assert [line.split()[0] for line in lines[1:4]] == ["before", "after", "after"]
+    assert any(line.startswith("backward transfer") and "BWT" in line for line in lines)
+    assert {file.name for file in out.iterdir()} == {"results.json", "report.html"}
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 2
+    assert "there is a run already" in again.stderr
+    listed = CliRunner().invoke(app, ["mllm", "methods"]).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(METHODS)
 
 
 # Bad input

@@ -454,7 +454,7 @@ def methods_of_language() -> None:
     from flame_moe.mllm.methods import METHODS
 
     for name, method in METHODS.items():
-        typer.echo(f"{name:<14}{method.label}")
+        typer.echo(f"{name:<28}{method.label}")
 
 
 def _run(

@@ -9,8 +9,10 @@ from flame_moe.mllm.methods.mixture import MoeSoftmax, MoeTopk, PassCode, PassMo
 from flame_moe.mllm.methods.quadratic import Ewc, Mas
 from flame_moe.mllm.methods.routed import (
     AverageActivation,
+    AverageActivationModel,
     AverageActivationSequence,
     Routed,
+    RoutedModel,
     RoutedNull,
     RoutedSequence,
 )
@@ -18,8 +20,8 @@ from flame_moe.mllm.methods.sequential import Joint, LwF, Sequential
 
 _ALL: tuple[type[Method], ...] = (
     *(Joint, Sequential, Ewc, Mas, LwF, OLora),
-    *(Identity, Merged, Retrieval, AverageActivation, AverageActivationSequence),
-    *(Routed, RoutedSequence, RoutedNull),
+    *(Identity, Merged, Retrieval, AverageActivation, AverageActivationSequence, AverageActivationModel),
+    *(Routed, RoutedSequence, RoutedModel, RoutedNull),
     *(PassMoe, PassReweighting, PassRandom, PassCode, MoeSoftmax, MoeTopk),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}

@@ -23,7 +23,7 @@ class Routed(Method):
     name = "routed"
     label = "routed experts, by token"
     grid: ClassVar[Grid] = {"rate": (0.4, 1.0), "top_k": (1, 2)}
-    granularity: ClassVar[Literal["token", "sequence"]] = "token"
+    granularity: ClassVar[Literal["token", "sequence", "model"]] = "token"
     null: ClassVar[bool] = False
     """Whether a null expert, fitted on the foundation sample, takes part."""
     current = ""
@@ -36,7 +36,7 @@ class Routed(Method):
         config = RoutedLoraConfig(
             r=s.rank,
             lora_alpha=s.rank,
-            top_k=s.top_k,
+            top_k=1 if self.granularity == "model" else s.top_k,
             score=s.score,
             temperature=s.temperature,
             granularity=self.granularity,
@@ -101,6 +101,15 @@ class RoutedSequence(Routed):
     granularity = "sequence"
 
 
+class RoutedModel(Routed):
+    """All layers agree on one expert for the sample: our own variant. Mean scores lie close together, so top_k is 1."""
+
+    name = "routed-model"
+    label = "routed experts, by sample, all layers agreed"
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
+    granularity = "model"
+
+
 class RoutedNull(Routed):
     """By token, with one more expert that does nothing, fitted on a sample of the foundation: our own variant."""
 
@@ -127,3 +136,12 @@ class AverageActivationSequence(AverageActivation):
     name = "average-activation-sequence"
     label = "average-activation routing, by sequence"
     granularity = "sequence"
+
+
+class AverageActivationModel(AverageActivation):
+    """The same, all layers agreed on one expert for the sample: our own variant."""
+
+    name = "average-activation-model"
+    label = "average-activation routing, all layers agreed"
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
+    granularity = "model"
