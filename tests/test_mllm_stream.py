@@ -322,7 +322,7 @@ def test_retrieval_finds_the_task_without_looking_at_answers(stream: Stream) -> 
     for task in stream.tasks:
         share = method.routing(task.name, task.test)
         assert share is not None
-        assert share.own > 0.95
+        assert share.own > 0.8
     batch = stream.tasks[0].test.batch(torch.arange(4), method.embedding)
     other = batch._replace(embeds=torch.where(batch.prompt.unsqueeze(-1), batch.embeds, torch.randn(1)))
     assert torch.equal(method.chosen(batch), method.chosen(other))
