@@ -136,15 +136,16 @@ class _Experts(torch.autograd.Function):
         *tensors, rows, counts, rate = rest
         experts = _experts(tensors)
         said = x.new_empty(len(rows.place), x.shape[1])
+        learns = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for block in _blocks(counts, experts[0]):
-                c, a, bits = _forward(x, experts, rows, block, rate, said[block.start : block.end])
-                kept += [c, a] if bits is None else [c, a, bits]
+                left = _forward(x, experts, rows, block, rate, said[block.start : block.end], learns)
+                kept += [] if left is None else [t for t in left if t is not None]
             out: Tensor = torch.embedding_bag(
                 said, rows.back.flatten(), _ends(rows.back), per_sample_weights=gates.flatten().to(said.dtype)
             )[0]
-        if any(ctx.needs_input_grad):
+        if learns:
             ctx.save_for_backward(x, gates, *tensors, *kept)
             ctx.rows, ctx.counts, ctx.rate, ctx.weights = rows, counts, rate, len(tensors)
         return out
@@ -226,26 +227,26 @@ def _middle(near: Tensor, width: int) -> Tensor:
 
 
 def _forward(
-    x: Tensor, experts: Sequence[Weights], rows: Rows, block: _Block, rate: float, said: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    x: Tensor, experts: Sequence[Weights], rows: Rows, block: _Block, rate: float, said: Tensor, learns: bool
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Fill `said` (r, d); returns what the way back needs: (r, d), (r, H) before their activations, and who dropped."""
     near = _near(x, rows, block)
     c = torch.empty_like(said)
     for e, s, t in block.runs:
         torch.addmm(experts[e].conv_bias, near[s:t], experts[e].conv.T, out=c[s:t])
-    z = _aten.gelu(c).add_(_middle(near, x.shape[1]))
+    z = (_aten.gelu(c) if learns else _aten.gelu_(c)).add_(_middle(near, x.shape[1]))
     a = x.new_empty(len(c), len(experts[0].fc1))
     for e, s, t in block.runs:
         h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, _EPS)
         torch.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
-    q = _aten.gelu(a)
+    q = _aten.gelu(a) if learns else _aten.gelu_(a)
     bits = None
     if rate > 0:
         bits = keep_bits(a.shape, rate, a.device)
         q.mul_(bits.to(q.dtype).mul_(scale_of(rate)))
     for e, s, t in block.runs:
         torch.addmm(experts[e].fc2_bias, q[s:t], experts[e].fc2.T, out=said[s:t])
-    return c, a, bits
+    return (c, a, bits) if learns else None
 
 
 def _backward(

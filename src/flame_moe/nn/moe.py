@@ -60,6 +60,8 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
     starts = lengths.cumsum(0) - lengths
 
     expert_P, order_P = torch.sort(index_PK.reshape(-1), stable=True)
+    if steps == len(index_PK):
+        return _plan_single(torch.cat([r.gates for r in routings]), expert_P, order_P, experts, kernel)
     sequence_P = order_P.div(K, rounding_mode="floor")
     length_P = lengths[sequence_P]
     pair_R = torch.repeat_interleave(length_P, output_size=rows)
@@ -78,6 +80,16 @@ def plan(shapes: Sequence[tuple[int, int]], routings: Sequence[Routing], experts
     gates_SK = torch.repeat_interleave(torch.cat([r.gates for r in routings]), lengths, dim=0, output_size=steps)
     counts = torch.zeros(experts, dtype=torch.long, device=device).scatter_add(0, expert_P, length_P)
     return Dispatch(Rows(near_Rk, back_SK.view(steps, K), in_back_R, expert_P[pair_R], counts), gates_SK)
+
+
+def _plan_single(gates: Tensor, expert_P: Tensor, order_P: Tensor, experts: int, kernel: int) -> Dispatch:
+    """The plan where every sequence is one step: a row is a pair, and its neighbours are zeros."""
+    steps, K = gates.shape
+    near_Rk = torch.full((len(order_P), kernel), steps, device=gates.device)
+    near_Rk[:, kernel // 2] = order_P.div(K, rounding_mode="floor")
+    back = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=gates.device))
+    counts = torch.zeros(experts, dtype=torch.long, device=gates.device).scatter_add(0, expert_P, torch.ones_like(back))
+    return Dispatch(Rows(near_Rk, back.view(steps, K), order_P, expert_P, counts), gates)
 
 
 def mixture(
@@ -110,7 +122,8 @@ def mixtures(
     every = [(s, routed[name], cursor) for inputs, routed, cursor in parts for name, s in inputs.items()]
     keyed = [r._replace(chosen=r.chosen + pool.experts * cursors.index(cursor)) for _, r, cursor in every]
     shapes = [(s.x.shape[0], s.x.shape[1]) for s, _, _ in every]
-    rows, gates_SK = plan(shapes, keyed, len(cursors) * pool.experts, pool.kernel)
+    single = all(t == 1 for _, t in shapes) and not pool.observed
+    rows, gates_SK = plan(shapes, keyed, len(cursors) * pool.experts, 1 if single else pool.kernel)
     flat = [s.zeroed().flatten(0, 1) for s, _, _ in every]
     x_ZD = torch.cat([*flat, flat[0].new_zeros(1, flat[0].shape[1])])
     if pool.observed:
@@ -118,6 +131,9 @@ def mixtures(
     else:
         rate = pool.dropout if pool.training else 0.0
         sets = [w for cursor in cursors for w in pool.sets(cursor)]
+        if single:  # a step without neighbours meets the middle of the kernel alone
+            width, middle = x_ZD.shape[1], pool.kernel // 2
+            sets = [w._replace(conv=w.conv[..., middle * width : (middle + 1) * width]) for w in sets]
         if kind := autocast_type(x_ZD.device):
             x_ZD, sets = x_ZD.to(kind), [Weights(*(t.to(kind) for t in w)) for w in sets]
         out_SD = apply_experts(x_ZD, gates_SK, sets, rows, rate)
