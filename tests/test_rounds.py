@@ -34,6 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "refined": REFINE,
     "energy": {"truncation": "activation", "keep": "energy", "energy": 0.8, "warmup": 0.5},
     "budget": {"truncation": "activation", "keep": "budget", "budget": 0.3, "bias_correction": True},
+    "loss": {"truncation": "loss", "keep": "budget", "budget": 0.3, "warmup": 0.5},
     "from zero": {"warmup": 0.0},
     "reference": {"preset": "reference", "rank": 2, "base_rank": 2},
 }
@@ -268,8 +269,9 @@ def test_results_hold_what_the_commit_lost_and_did(tiny_store: Store) -> None:
     assert all(c.functional_error is not None and c.functional_error**2 <= 0.3 + 1e-6 for c in results.commits)
 
 
-def test_a_budget_holds_for_the_whole_stage(base: Learner, tiny_store: Store) -> None:
-    learner = after(base, {"truncation": "activation", "keep": "budget", "budget": 300})
+@pytest.mark.parametrize("mode", ["weight", "activation", "loss"])
+def test_a_budget_holds_for_the_whole_stage(base: Learner, tiny_store: Store, mode: str) -> None:
+    learner = after(base, {"truncation": mode, "keep": "budget", "budget": 300})
     record = learner.learn(tiny_store, Stage(tasks=("days",)))
     slices = [p.slice(1) for _, p in growables(learner.model) if isinstance(p, StackedMatrix) and 1 in p.stages]
     stored = sum(t.numel() for part in slices for t in tensors(part).values())

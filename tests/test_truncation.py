@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flame_moe.continual.moments import Moment
 from flame_moe.continual.spectra import Spectrum, by_budget, by_energy, by_inputs, by_singular_values
-from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
+from flame_moe.continual.truncation import Mode, Plan, by_weight, fresh, truncate
 from flame_moe.nn.slices import LowRank, Ragged, balanced, pack
 from flame_moe.nn.stacked import StackedMatrix
 
@@ -212,19 +212,73 @@ def test_a_budget_below_one_is_a_share_of_the_dense_updates() -> None:
         assert stored <= most
 
 
-def test_a_shared_budget_goes_where_inputs_are() -> None:
-    """Two experts with like updates; one gets 99 of 100 inputs. And scaling a whole weight changes nothing."""
-    deltas = {"w": torch.stack([torch.eye(12), torch.eye(12)]).double()}
-    inputs = [draw((12, 12), 1, 990)[1], draw((12, 12), 1, 10)[1]]
-    moments = {"w": moment(inputs)}
-    plan = Plan(mode="activation", keep="budget", budget=24 * 4)
-    got = truncate(deltas, plan, moments, weights=deltas)["w"].ranks
-    assert got[0] is not None
-    assert got[1] is not None
-    assert got[0] > got[1]
-    more = {**deltas, "v": 100 * deltas["w"]}
-    both = truncate(more, plan._replace(budget=24 * 8), {**moments, "v": moments["w"]}, weights=more)
-    assert both["w"].ranks == both["v"].ranks == got
+def felt_alike(
+    deltas: dict[str, Tensor], moments: dict[str, Moment], costs: dict[str, list[float]]
+) -> dict[str, Tensor]:
+    """Squared gradients with which an error in any output of matrix e of a weight costs costs[weight][e]."""
+    found = {}
+    for n, d in deltas.items():
+        pairs = zip(costs[n], moments[n].second, strict=True)
+        found[n] = torch.stack([torch.full((d.shape[-2],), c).double() * m.trace() for c, m in pairs])
+    return found
+
+
+@pytest.mark.parametrize("mode", ["activation", "loss"])
+def test_a_shared_budget_goes_where_errors_cost_the_loss(mode: Mode) -> None:
+    """Two experts with like updates and inputs, of which one is felt 99 times as much; a third is not felt at all."""
+    deltas = {"w": torch.stack([torch.eye(12), torch.eye(12)]).double(), "v": 100 * torch.eye(12)[None].double()}
+    moments = {"w": moment([draw((12, 12), 1, 500)[1], draw((12, 12), 2, 500)[1]])}
+    moments["v"] = moment([draw((12, 12), 3, 500)[1]])
+    squares = felt_alike(deltas, moments, {"w": [0.99, 0.01], "v": [0.0]})
+    got = truncate(deltas, Plan(mode=mode, keep="budget", budget=24 * 4), moments, squares=squares)
+    assert got["v"].ranks == (0,)
+    first, second = got["w"].ranks
+    assert first is not None
+    assert second is not None
+    assert first > second
+    assert first + second == 4
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_error_is_the_felt_energy_of_what_is_lost_and_the_least_possible(
+    shape: tuple[int, int], seed: int
+) -> None:
+    delta, inputs = draw(shape, seed)
+    felt = torch.rand(shape[0], generator=torch.Generator().manual_seed(seed)).double() + 0.05
+    own = moment([inputs])
+    found = by_inputs(delta, own.mean[0], own.second[0], felt=felt)
+    plain = by_inputs(delta, own.mean[0], own.second[0])
+    root = felt.sqrt()[:, None]
+    best = torch.linalg.svdvals(root * (delta @ inputs.T) / len(inputs) ** 0.5).square()
+    for rank in range(min(shape)):
+        cost = mean_square(root * (delta - found.a[:, :rank] @ found.b[:rank]), list(inputs))
+        assert cost == pytest.approx(float(found.error[rank]), rel=1e-6, abs=1e-9)
+        assert cost == pytest.approx(float(best[rank:].sum()), rel=1e-6, abs=1e-9)
+        assert cost <= mean_square(root * (delta - plain.a[:, :rank] @ plain.b[:rank]), list(inputs)) + 1e-9
+    torch.testing.assert_close(found.a @ found.b, delta, atol=1e-8, rtol=1e-8)
+
+
+def test_outputs_that_the_loss_does_not_feel_are_given_up_first() -> None:
+    """A diagonal update of equal sizes: `activation` cannot tell outputs apart, `loss` keeps those that are felt."""
+    deltas = {"w": torch.eye(6).double()[None]}
+    moments = {"w": Moment(torch.tensor([100.0]).double(), torch.zeros(1, 6).double(), torch.eye(6)[None].double())}
+    squares = {"w": torch.tensor([[0.0, 5.0, 0.0, 4.0, 0.0, 0.0]]).double()}
+    kept = truncate(deltas, Plan(mode="loss", rank=2), moments, squares=squares)["w"].part
+    assert isinstance(kept, LowRank)
+    assert kept.dense()[0].diagonal().tolist() == pytest.approx([0, 1, 0, 1, 0, 0], abs=1e-9)
+
+
+def test_a_table_keeps_the_columns_that_are_felt() -> None:
+    deltas = {"w": torch.eye(4).double()[None, :, :3]}
+    shares = torch.full((1, 4), 0.25).double()
+    moments = {"w": Moment(torch.tensor([8.0]).double(), shares, shares)}
+    squares = {"w": torch.tensor([[0.0, 7.0, 0.0]]).double()}
+    kept = truncate(deltas, Plan(mode="loss", rank=1), moments, squares=squares)["w"].part
+    assert isinstance(kept, LowRank)
+    expected = torch.zeros(4, 3).double()
+    expected[1, 1] = 1.0
+    torch.testing.assert_close(kept.dense()[0], expected, atol=1e-9, rtol=0)
 
 
 def test_a_matrix_that_saw_no_input_keeps_nothing_for_an_energy_and_its_largest_directions_for_a_rank() -> None:

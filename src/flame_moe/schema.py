@@ -292,7 +292,7 @@ class MethodConfig(Description):
 
     name: Name = "flame"
     preset: Literal["paper", "reference"] | None = None
-    truncation: Literal["weight", "activation", "none"] = "weight"
+    truncation: Literal["weight", "activation", "loss", "none"] = "weight"
     keep: Literal["rank", "energy", "budget"] = "rank"
     rank: Annotated[int, Field(ge=0)] | None = 16
     strength: Annotated[float, Field(ge=0)] | None = None

@@ -61,7 +61,9 @@ def by_singular_values(delta: Tensor) -> Spectrum:
     return Spectrum((out, width), u * s, vh, lost, float(lost[0]))
 
 
-def by_inputs(delta: Tensor, mean: Tensor, second: Tensor, *, centred: bool = False) -> Spectrum:
+def by_inputs(
+    delta: Tensor, mean: Tensor, second: Tensor, *, centred: bool = False, felt: Tensor | None = None
+) -> Spectrum:
     """Directions of the output in which the update does most, given its inputs.
 
     The eigenvalues of Delta C Delta^T are what each direction adds to E||Delta z||^2. Where there are more outputs
@@ -72,15 +74,20 @@ def by_inputs(delta: Tensor, mean: Tensor, second: Tensor, *, centred: bool = Fa
         mean: (in,) E[z].
         second: (in, in) E[z z^T]; or (out,), its diagonal for one-hot inputs that pick rows of a table.
         centred: the bias will take (Delta - Delta_r) E[z]. Not for tables.
+        felt: (out,), of a table (in,): what an error in each output costs, positive; default 1 each. With S its
+            diagonal, directions are those of S^(1/2) Delta, and Delta_r = S^(-1/2) U_r U_r^T S^(1/2) Delta.
     """
     out, width = delta.shape
     exact = delta.double()
-    energy = energy_of(exact, second)
     if second.dim() == 1:
-        u, saved = _directions(exact.T, second)
-        return Spectrum((out, width), exact @ u, u.T, _tails(saved), energy)
-    u, saved = _directions(exact, second - torch.outer(mean, mean) if centred else second)
-    return Spectrum((out, width), u, u.T @ exact, _tails(saved), energy)
+        root = torch.ones(width, dtype=torch.float64) if felt is None else felt.double().sqrt()
+        scaled = exact * root
+        u, saved = _directions(scaled.T, second)
+        return Spectrum((out, width), scaled @ u, u.T / root, _tails(saved), energy_of(scaled, second))
+    root = torch.ones(out, dtype=torch.float64) if felt is None else felt.double().sqrt()
+    scaled = root[:, None] * exact
+    u, saved = _directions(scaled, second - torch.outer(mean, mean) if centred else second)
+    return Spectrum((out, width), u / root[:, None], u.T @ scaled, _tails(saved), energy_of(scaled, second))
 
 
 def _directions(delta: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ Every mode keeps a projection of the update, Delta_r = U_r U_r^T Delta, and they
 
     weight      left singular vectors of Delta (paper Eq. 3): least ||Delta - Delta_r||_F
     activation  eigenvectors of G = Delta C Delta^T, C = E[z z^T] of the inputs: least E||(Delta - Delta_r) z||^2
+    loss        the same of S^(1/2) Delta, S_i = E[g_i^2] of the loss's gradient g by the outputs: least
+                E||S^(1/2) (Delta - Delta_r) z||^2, twice what the loss loses to second order; oblique projection
     none        all of them: the update is kept as it is
 
 With a bias correction, b += (Delta - Delta_r) E[z], what is left is the error on centred inputs, so `activation` then
@@ -36,7 +38,9 @@ from flame_moe.continual.spectra import (
 from flame_moe.nn.slices import LowRank, Slice, pack
 from flame_moe.nn.stacked import Factorise
 
-Mode = Literal["weight", "activation", "none"]
+Mode = Literal["weight", "activation", "loss", "none"]
+_LEAST = 1e-3
+"""What an error in any output of a matrix costs at least, as a share of the mean over its outputs."""
 
 
 class Plan(NamedTuple):
@@ -46,7 +50,7 @@ class Plan(NamedTuple):
         mode: which directions.
         keep: what decides the ranks.
         rank: for keep = "rank": per matrix; None is dense, 0 keeps nothing.
-        energy: for keep = "energy": share of each update's energy; functional for `activation`, else Frobenius.
+        energy: for keep = "energy": share of each update's energy; Frobenius for `weight`, else functional.
         budget: for keep = "budget": numbers of the whole stage; below 1 a share of what its dense updates would store.
         centred: a bias, where there is one, takes the mean of what is lost.
     """
@@ -66,7 +70,12 @@ class Plan(NamedTuple):
     @property
     def reads_inputs(self) -> bool:
         """Whether it needs the moments of the inputs."""
-        return not self.keeps_all and (self.mode == "activation" or self.centred)
+        return not self.keeps_all and (self.mode in ("activation", "loss") or self.centred)
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it needs the squared gradients of the weights."""
+        return not self.keeps_all and (self.mode == "loss" or (self.mode == "activation" and self.keep == "budget"))
 
     def ranks(self, spectra: Sequence[Spectrum]) -> list[int | None]:
         """Rank of each matrix, None for dense."""
@@ -102,27 +111,28 @@ def truncate(
     plan: Plan,
     moments: Mapping[str, Moment] | None = None,
     *,
-    weights: Mapping[str, Tensor] | None = None,
+    squares: Mapping[str, Tensor] | None = None,
     biased: Collection[str] = (),
 ) -> dict[str, Truncated]:
     """Compress the updates of a stage, all at once because they may share a budget.
 
-    Under `activation` they share it by the error relative to the signal: of a weight, the error of its outputs over
-    E||W z||^2, each expert counting by its share of the inputs. A matrix that saw no input has nothing to lose.
+    Under `activation` and `loss` they share it by what their errors cost the loss; under `activation` with the mean
+    cost over the outputs of a matrix. A matrix that saw no input, or whose outputs do not reach the loss, has nothing
+    to lose.
 
     Args:
         deltas: name -> (..., out, in), not all zero.
         plan: how.
         moments: name -> of its inputs; what the plan `reads_inputs` for.
-        weights: name -> (..., out, in) that is in use, Delta included; only read for budgets under `activation`.
+        squares: name -> of its gradients (`sensitivity.squared_gradients`); what the plan `reads_gradients` for.
         biased: names of the weights whose bias can take a mean.
     """
     deltas = {name: delta.detach() for name, delta in deltas.items()}
     if plan.keeps_all:
         return {name: Truncated(d, (None,) * len(_matrices(d)), 0.0, 0.0, None) for name, d in deltas.items()}
-    moments, weights = moments or {}, weights or {}
+    moments, squares = moments or {}, squares or {}
     spectra = {
-        name: _spectra(delta, plan, moments.get(name), weights.get(name), centred=plan.centred and name in biased)
+        name: _spectra(delta, plan, moments.get(name), squares.get(name), centred=plan.centred and name in biased)
         for name, delta in deltas.items()
     }
     chosen = plan.ranks([s for many in spectra.values() for s in many])
@@ -139,22 +149,27 @@ def _matrices(stack: Tensor) -> Tensor:
 
 
 def _spectra(
-    delta: Tensor, plan: Plan, moment: Moment | None, weight: Tensor | None, *, centred: bool
+    delta: Tensor, plan: Plan, moment: Moment | None, squares: Tensor | None, *, centred: bool
 ) -> list[Spectrum]:
-    if plan.mode != "activation":
+    if plan.mode not in ("activation", "loss"):
         return [by_singular_values(d) for d in _matrices(delta)]
     many = []
     for e, d in enumerate(_matrices(delta)):
-        if moment is None or not moment.seen[e]:
+        felt = None
+        if moment is not None and squares is not None and moment.seen[e]:
+            # E||dL/dW_i||^2 = E[g_i^2] E||z||^2, with how often the matrix is reached in both.
+            length = moment.second[e].sum() if moment.one_hot else moment.second[e].trace()
+            felt = squares[e] / length.clamp(min=1e-30)
+        if moment is None or not moment.seen[e] or (felt is not None and not felt.any()):
             blind = by_singular_values(d)
             many.append(blind._replace(error=np.zeros_like(blind.error), energy=0.0))
+        elif plan.mode == "activation" or felt is None:
+            found = by_inputs(d, moment.mean[e], moment.second[e], centred=centred)
+            many.append(found if felt is None else found._replace(worth=float(felt.mean())))
         else:
-            many.append(by_inputs(d, moment.mean[e], moment.second[e], centred=centred))
-    if moment is None or weight is None:
-        return many
-    flat = _matrices(weight).double()
-    signal = sum(float(n) * energy_of(w, c) for n, w, c in zip(moment.seen, flat, moment.second, strict=True))
-    return [s._replace(worth=float(n) / signal if signal else 0.0) for s, n in zip(many, moment.seen, strict=True)]
+            cost = felt + _LEAST * felt.mean()
+            many.append(by_inputs(d, moment.mean[e], moment.second[e], centred=centred, felt=cost))
+    return many
 
 
 def _kept(

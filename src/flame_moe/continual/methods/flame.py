@@ -11,6 +11,7 @@ from flame_moe.continual.methods.base import Commit, Round, StageContext
 from flame_moe.continual.methods.frozen import Frozen
 from flame_moe.continual.methods.growth import born, unfreeze
 from flame_moe.continual.moments import gather, tables
+from flame_moe.continual.sensitivity import squared_gradients
 from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
 from flame_moe.errors import RecipeError
 from flame_moe.nn.model import Flame
@@ -85,12 +86,11 @@ class FlameCL(Frozen):
             return [Commit.of(name, part.update(), 0.0) for name, part in parts.items()]
         with torch.no_grad():
             deltas = {name: part.delta for name, part in parts.items() if part.delta is not None and part.delta.any()}
-            moments, weights = {}, {}
-            if self.plan.reads_inputs:
-                moments = gather(model, context.batches(), stage, deltas)
-                weights = {name: parts[name].effective(stage) for name in deltas}
+            moments = gather(model, context.batches(), stage, deltas) if self.plan.reads_inputs else {}
+            changed = {name: parts[name] for name in deltas}
+            squares = squared_gradients(context, changed) if self.plan.reads_gradients else {}
             vectors = biases(model)
-            found = truncate(deltas, self.plan, moments, weights=weights, biased=vectors)
+            found = truncate(deltas, self.plan, moments, squares=squares, biased=vectors)
             for name, part in parts.items():
                 # An update of exact zeros is worth nothing, and ends here.
                 got = found.get(name)

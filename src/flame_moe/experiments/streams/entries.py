@@ -61,15 +61,31 @@ class Entry:
 
 _QUARTER = 8
 """Of the streams' width of 32, as the published rank is 32 of 128."""
-_BUDGET = {"name": FIRST, "truncation": "activation", "keep": "budget", "budget": 0.1}
+_TENTH = {"name": FIRST, "keep": "budget", "budget": 0.1}
 _RANK = {"name": FIRST, "truncation": "weight", "keep": "rank"}
 VARIANTS: tuple[Entry, ...] = (
     Entry("flame_untruncated", "FLAME, nothing cut", {"name": FIRST, "truncation": "none"}),
-    Entry("flame_activation", "FLAME, cut at the end with the inputs in view, a tenth", {**_BUDGET, "warmup": 1.0}),
+    Entry(
+        "flame_activation",
+        "FLAME, cut at the end with the inputs in view, a tenth",
+        {**_TENTH, "truncation": "activation", "warmup": 1.0},
+    ),
+    Entry(
+        "flame_loss",
+        "FLAME, cut at the end with inputs and loss in view, a tenth",
+        {**_TENTH, "truncation": "loss", "warmup": 1.0},
+        MORE_SEEDS,
+    ),
     Entry(
         "flame_refine",
-        "FLAME, cut half-way with the inputs in view, a tenth, then trained on",
-        {**_BUDGET, "warmup": 0.5, "bias_correction": True},
+        "FLAME, cut half-way with inputs and loss in view, a tenth, then trained on",
+        {**_TENTH, "truncation": "loss", "warmup": 0.5, "bias_correction": True},
+    ),
+    Entry(
+        "lora_equal_tenth",
+        "LoRA with as many numbers as FLAME that keeps a tenth",
+        {"name": "lora_equal", "keep": "budget", "budget": 0.1},
+        MORE_SEEDS,
     ),
     Entry("flame_from_zero", "FLAME, factors from zero, one rank", {**_RANK, "warmup": 0.0}),
     Entry(
