@@ -250,9 +250,9 @@ class Method(Hooks, ABC):
             raise CheckpointError(f"the method '{self.name}' keeps no state, and the checkpoint holds one")
 
 
-def over(key: str, *values: float) -> tuple[Setting, ...]:
-    """A grid of one key."""
-    return tuple(Setting({key: value}) for value in values)
+def over(key: str, low: float, high: float) -> tuple[Setting, ...]:
+    """A grid of one key and the rate: a strong protection may need larger steps to learn anything new."""
+    return (Setting({key: low}), Setting({key: low}, 3.0), Setting({key: high}, 3.0))
 
 
 def concludes(method: Method) -> bool:

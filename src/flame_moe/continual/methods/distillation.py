@@ -49,7 +49,7 @@ class Distils(Method):
     """Adds strength * the distillation loss of all earlier tasks to every step of a stage (`Teacher`)."""
 
     defaults: ClassVar[Mapping[str, float]] = {"strength": 1.0, "temperature": 2.0}
-    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.3, 1.0, 3.0)
+    grid: ClassVar[tuple[Setting, ...]] = over("strength", 1.0, 3.0)
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)

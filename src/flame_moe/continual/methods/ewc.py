@@ -20,7 +20,7 @@ class EWC(Quadratic):
 
     name: ClassVar[str] = "ewc"
     defaults: ClassVar[Mapping[str, float]] = {"strength": 100.0, "decay": 0.9, "samples": 256}
-    grid: ClassVar[tuple[Setting, ...]] = over("strength", 10.0, 100.0, 1000.0)
+    grid: ClassVar[tuple[Setting, ...]] = over("strength", 10.0, 1000.0)
 
     def quantity(self, problem: Problem, output: Output, target: Tensor) -> Tensor:
         return problem.losses(output.logits, target).sum()

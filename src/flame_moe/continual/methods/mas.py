@@ -20,7 +20,7 @@ class MAS(Quadratic):
 
     name: ClassVar[str] = "mas"
     defaults: ClassVar[Mapping[str, float]] = {"strength": 1.0, "decay": 1.0, "samples": 256}
-    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.1, 1.0, 10.0)
+    grid: ClassVar[tuple[Setting, ...]] = over("strength", 1.0, 10.0)
 
     def quantity(self, problem: Problem, output: Output, target: Tensor) -> Tensor:
         return output.logits.square().sum()

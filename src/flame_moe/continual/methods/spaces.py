@@ -15,7 +15,7 @@ class KeepsSpaces(Method):
     """Keeps an orthonormal basis per matrix, of a space that holds a share `threshold` of the energy of its inputs."""
 
     defaults: ClassVar[Mapping[str, float]] = {"threshold": 0.95}
-    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.95, 0.99)
+    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.99)
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
