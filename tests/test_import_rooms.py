@@ -43,9 +43,9 @@ MAY: dict[str, set[str]] = {
 FREE = {"experiments", "recipes", "cli", "cli_progress", "cli_show"}
 """Rooms at the very end: they may import everything, and nothing above imports them."""
 NOT_IN = {
-    "data": {"torch.nn", "lightning_fabric", "matplotlib", "typer", "rich"},
-    "nn": {"polars", "pyarrow", "sklearn", "lightning_fabric", "safetensors", "matplotlib", "pathlib"},
-    "report": {"torch", "lightning_fabric", "polars"},
+    "data": {"torch.nn", "matplotlib", "typer", "rich"},
+    "nn": {"polars", "pyarrow", "sklearn", "safetensors", "matplotlib", "pathlib"},
+    "report": {"torch", "polars"},
     "schema": {"torch"},
     "results": {"torch"},
 }

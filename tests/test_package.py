@@ -13,7 +13,7 @@ import pytest
 import flame_moe
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "polars", "pyarrow", "lightning_fabric", "pydantic", "typer")
+HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "polars", "pyarrow", "pydantic", "typer")
 
 
 def python(code: str, **options: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flame_moe.continual import Learner
-from flame_moe.continual import sensitivity as module
+from flame_moe.continual.methods import base as module
 from flame_moe.continual.sensitivity import squared_gradients
 from flame_moe.data.store import Store
 from flame_moe.nn.stacked import StackedMatrix, growables
@@ -26,7 +26,7 @@ def begun(tiny_store: Store) -> Learner:
 def test_they_are_the_mean_square_of_each_rows_gradient_over_drawn_batches(
     begun: Learner, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCHES", 3)
+    monkeypatch.setattr(module, "SAMPLED", 3)
     context = context_of(begun, tiny_store, TASKS)
     model = context.model
     parts = {n: p for n, p in growables(model) if isinstance(p, StackedMatrix) and p.delta is not None}
@@ -40,7 +40,7 @@ def test_they_are_the_mean_square_of_each_rows_gradient_over_drawn_batches(
     expected = {n: torch.zeros(p.matrices, p.shape[-2]).double() for n, p in parts.items()}
     batches = 0
     for name, problem in context.problems.items():
-        draw = generator(context.seed, "sensitivity", context.stage, name)
+        draw = generator(context.seed, "truncation", context.stage, name)
         for batch in islice(problem.train.batches(draw), 3):
             batches += 1
             loss = problem.task.weight * problem.losses(model(batch, 1).logits, batch.target).mean()

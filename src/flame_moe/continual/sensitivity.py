@@ -9,7 +9,6 @@ row i of the weight's gradient has E||dL/dW_i||^2 = E[g_i^2] E||z||^2, and E||z|
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +16,9 @@ from torch import Tensor
 
 from flame_moe.data.loader import to_device
 from flame_moe.nn.stacked import StackedMatrix
-from flame_moe.training.seeding import generator
 
 if TYPE_CHECKING:
     from flame_moe.continual.methods.base import StageContext
-
-BATCHES = 24
-"""Batches of each task that are looked at, drawn at random."""
 
 
 def squared_gradients(context: StageContext, parts: Mapping[str, StackedMatrix]) -> dict[str, Tensor]:
@@ -46,18 +41,16 @@ def squared_gradients(context: StageContext, parts: Mapping[str, StackedMatrix])
     sums = {n: torch.zeros((), dtype=torch.float64, device=device) for n in parts}
     count = 0
     with torch.enable_grad():
-        for name, problem in context.problems.items():
-            draw = generator(context.seed, "sensitivity", context.stage, name)
-            for batch in islice(problem.train.batches(draw), BATCHES):
-                model.zero_grad(set_to_none=True)
-                ready = to_device(batch, device)
-                logits = model(ready, context.stage).logits
-                (problem.task.weight * problem.losses(logits, ready.target).mean()).backward()
-                count += 1
-                for n, part in parts.items():
-                    if part.delta is not None and part.delta.grad is not None:
-                        square = part.delta.grad.double().square().reshape(-1, *part.shape[-2:])
-                        sums[n] = sums[n] + (square.sum(-2) if part in picked else square.sum(-1))
+        for problem, batch in context.sampled("truncation"):
+            model.zero_grad(set_to_none=True)
+            ready = to_device(batch, device)
+            logits = model(ready, context.stage).logits
+            (problem.task.weight * problem.losses(logits, ready.target).mean()).backward()
+            count += 1
+            for n, part in parts.items():
+                if part.delta is not None and part.delta.grad is not None:
+                    square = part.delta.grad.double().square().reshape(-1, *part.shape[-2:])
+                    sums[n] = sums[n] + (square.sum(-2) if part in picked else square.sum(-1))
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     found = {}

@@ -1,4 +1,4 @@
-"""One training loop for every stage and every method, on Lightning Fabric (device and precision come from it)."""
+"""One training loop for every stage and every method."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from flame_moe.data.sampling import steps, steps_per_epoch
 from flame_moe.errors import NonFiniteError
 from flame_moe.nn.model import Flame
 from flame_moe.schema import Task, TrainConfig
+from flame_moe.training.device import autocast, choose_device
 from flame_moe.training.hooks import Hooks, Seen
 from flame_moe.training.metrics import PRIMARY, evaluate_predictions
 from flame_moe.training.monitor import Monitor
@@ -85,12 +86,12 @@ def fit(
 
     Raises:
         NonFiniteError: if a loss or gradient is NaN or infinite, before the weights are touched.
+        RecipeError: if the device that is asked for is not there.
     """
-    from lightning_fabric import Fabric
-
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    network, optimizer = fabric.setup(model, make_optimizer(model, config))
-    session = _Session(fabric, network, optimizer, model, problems, config, stage, first, hooks or Hooks())
+    device = choose_device(config)
+    model.to(device)
+    optimizer = make_optimizer(model, config)
+    session = _Session(device, optimizer, model, problems, config, stage, first, hooks or Hooks())
     state = resume or TrainingState.fresh(problems)
     state.load_into(model, optimizer)
     monitor.begin(list(problems), config.epochs, session.per_epoch, state.epoch)
@@ -123,9 +124,8 @@ def fit(
 class _Session:
     """What the epochs of one stage share."""
 
-    fabric: Any
-    network: Any
-    optimizer: Any
+    device: torch.device
+    optimizer: torch.optim.AdamW
     model: Flame
     problems: Mapping[str, Problem]
     config: TrainConfig
@@ -170,9 +170,9 @@ class _Session:
         if replayed is not None:
             seen.append(self._see(*replayed, totals))
         loss = torch.stack([s.loss for s in seen]).sum()
-        with self.fabric.autocast():
+        with autocast(self.device, self.config):
             penalty = self.hooks.penalty(self.model, seen)
-        self.fabric.backward(loss if penalty is None else loss + penalty)
+        (loss if penalty is None else loss + penalty).backward()
         self.hooks.adjust_gradients(self.model)
         limit = math.inf if self.config.clip is None else self.config.clip
         reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -183,8 +183,10 @@ class _Session:
 
     def _see(self, problem: Problem, batch: FlexiBatch, totals: dict[str, list[float]]) -> Seen:
         """Forward pass and loss of one batch; stops on NaN or Inf, naming task and samples."""
-        ready = self.fabric.to_device(_thin(batch, self.config))
-        output = self.network(ready, problem.cursor)
+        ready = to_device(_thin(batch, self.config), self.device)
+        with autocast(self.device, self.config):
+            output = self.model(ready, problem.cursor)
+        output = output._replace(logits=output.logits.float(), aux=output.aux.float())
         each = problem.losses(output.logits, ready.target, self.config.label_smoothing)
         loss = each.mean()
         if not bool(torch.isfinite(loss + output.aux)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -16,6 +17,11 @@ from flame_moe.nn.slices import Ragged, Slice, ranks_of, tensors
 from flame_moe.schema import MethodConfig, Modality, Task
 from flame_moe.training.hooks import Hooks
 from flame_moe.training.problem import Problem
+from flame_moe.training.seeding import generator
+
+SAMPLED = 24
+"""Training batches of a task that a method looks at before it cuts an update: a second moment of 1,000 inputs is within
+some per cent of the best."""
 
 
 class Commit(NamedTuple):
@@ -115,6 +121,12 @@ class StageContext:
     def batches(self) -> Iterator[FlexiBatch]:
         """All training batches of the stage's tasks, task after task, in the order of the store."""
         return (batch for problem in self.problems.values() for batch in problem.train.batches(None))
+
+    def sampled(self, purpose: str) -> Iterator[tuple[Problem, FlexiBatch]]:
+        """At most `SAMPLED` training batches of each of the stage's tasks, drawn by the seed for a purpose."""
+        for name, problem in self.problems.items():
+            draw = generator(self.seed, purpose, self.stage, name)
+            yield from ((problem, batch) for batch in islice(problem.train.batches(draw), SAMPLED))
 
     @property
     def old_tasks(self) -> tuple[str, ...]:

@@ -86,7 +86,8 @@ class FlameCL(Frozen):
             return [Commit.of(name, part.update(), 0.0) for name, part in parts.items()]
         with torch.no_grad():
             deltas = {name: part.delta for name, part in parts.items() if part.delta is not None and part.delta.any()}
-            moments = gather(model, context.batches(), stage, deltas) if self.plan.reads_inputs else {}
+            seen = (batch for _, batch in context.sampled("truncation"))
+            moments = gather(model, seen, stage, deltas) if self.plan.reads_inputs else {}
             changed = {name: parts[name] for name in deltas}
             squares = squared_gradients(context, changed) if self.plan.reads_gradients else {}
             vectors = biases(model)
