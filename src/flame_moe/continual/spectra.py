@@ -24,6 +24,7 @@ class Spectrum(NamedTuple):
         error: (k + 1,) error of r = 0..k: squared Frobenius norm, or E||.||^2 of what is lost over the inputs.
         energy: of the whole update, in the same measure; error[0] is less where the bias takes the mean.
         worth: factor of the error where several matrices share a budget.
+        functional: whether error and energy are E||.||^2 over the inputs, every output counting alike.
     """
 
     shape: tuple[int, int]
@@ -32,6 +33,7 @@ class Spectrum(NamedTuple):
     error: NDArray[np.float64]
     energy: float
     worth: float = 1.0
+    functional: bool = False
 
     def cost(self, rank: int | None) -> int:
         """Numbers that a rank stores; None is the dense update."""
@@ -83,11 +85,14 @@ def by_inputs(
         root = torch.ones(width, dtype=torch.float64) if felt is None else felt.double().sqrt()
         scaled = exact * root
         u, saved = _directions(scaled.T, second)
-        return Spectrum((out, width), scaled @ u, u.T / root, _tails(saved), energy_of(scaled, second))
+        return Spectrum(
+            (out, width), scaled @ u, u.T / root, _tails(saved), float(saved.sum()), functional=felt is None
+        )
     root = torch.ones(out, dtype=torch.float64) if felt is None else felt.double().sqrt()
     scaled = root[:, None] * exact
     u, saved = _directions(scaled, second - torch.outer(mean, mean) if centred else second)
-    return Spectrum((out, width), u / root[:, None], u.T @ scaled, _tails(saved), energy_of(scaled, second))
+    energy = float(saved.sum()) + (float((scaled @ mean).square().sum()) if centred else 0.0)
+    return Spectrum((out, width), u / root[:, None], u.T @ scaled, _tails(saved), energy, functional=felt is None)
 
 
 def _directions(delta: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -184,10 +184,13 @@ def _kept(
         return Truncated(part, ranks, relative, None, None)
     shift = None
     rest, whole = 0.0, 0.0
-    for e, (d, gone) in enumerate(zip(_matrices(delta).double(), _matrices(lost).double(), strict=True)):
+    for e, (s, r, d, gone) in enumerate(zip(spectra, ranks, _matrices(delta), _matrices(lost), strict=True)):
         n, second = float(moment.seen[e]), moment.second[e]
-        whole += n * energy_of(d, second)
-        rest += n * energy_of(gone, second - torch.outer(moment.mean[e], moment.mean[e]) if centred else second)
+        if s.functional:
+            whole, rest = whole + n * s.energy, rest + n * (0.0 if r is None else float(s.error[r]))
+        elif n:
+            centre = second - torch.outer(moment.mean[e], moment.mean[e]) if centred else second
+            whole, rest = whole + n * energy_of(d.double(), second), rest + n * energy_of(gone.double(), centre)
     if centred:
         shift = torch.einsum("eoi,ei->eo", _matrices(lost).double(), moment.mean).to(delta.dtype)
         shift = shift.view(delta.shape[:-1])
