@@ -79,29 +79,51 @@ def by_inputs(
         felt: (out,), of a table (in,): what an error in each output costs, positive; default 1 each. With S its
             diagonal, directions are those of S^(1/2) Delta, and Delta_r = S^(-1/2) U_r U_r^T S^(1/2) Delta.
     """
-    out, width = delta.shape
-    exact = delta.double()
     if second.dim() == 1:
-        root = torch.ones(width, dtype=torch.float64) if felt is None else felt.double().sqrt()
-        scaled = exact * root
-        u, saved = _directions(scaled.T, second)
-        return Spectrum(
-            (out, width), scaled @ u, u.T / root, _tails(saved), float(saved.sum()), functional=felt is None
-        )
-    root = torch.ones(out, dtype=torch.float64) if felt is None else felt.double().sqrt()
-    scaled = root[:, None] * exact
-    u, saved = _directions(scaled, second - torch.outer(mean, mean) if centred else second)
-    energy = float(saved.sum()) + (float((scaled @ mean).square().sum()) if centred else 0.0)
-    return Spectrum((out, width), u / root[:, None], u.T @ scaled, _tails(saved), energy, functional=felt is None)
+        return _of_table(delta, second, felt)
+    cost = None if felt is None else felt[None]
+    return stack_by_inputs(delta[None], mean[None], second[None], centred=centred, felt=cost)[0]
 
 
-def _directions(delta: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (out, k) and eigenvalues (k,) of Delta C Delta^T, largest first; C a matrix or its diagonal."""
-    out, width = delta.shape
-    q, core = (None, delta) if out <= width else torch.linalg.qr(delta)
-    values, vectors = torch.linalg.eigh((core * c if c.dim() == 1 else core @ c) @ core.T)
-    u = vectors if q is None else q @ vectors
-    return u.flip(1), values.flip(0).clamp(min=0.0)
+def stack_by_inputs(
+    deltas: Tensor, mean: Tensor, second: Tensor, *, centred: bool = False, felt: Tensor | None = None
+) -> list[Spectrum]:
+    """`by_inputs` for E matrices of one shape at once.
+
+    Args:
+        deltas: (E, out, in).
+        mean: (E, in).
+        second: (E, in, in).
+        centred: see `by_inputs`.
+        felt: (E, out) or None.
+    """
+    out, width = deltas.shape[1:]
+    scaled = deltas.double()
+    root = None if felt is None else felt.double().sqrt()[:, :, None]
+    if root is not None:
+        scaled = root * scaled
+    q, core = (None, scaled) if out <= width else torch.linalg.qr(scaled)
+    gram = core @ second @ core.mT
+    shift = (core @ mean[:, :, None])[:, :, 0]
+    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
+    values, vectors = torch.linalg.eigh(gram - shift[:, :, None] * shift[:, None, :] if centred else gram)
+    u = (vectors if q is None else q @ vectors).flip(2)
+    saved = values.flip(1).clamp(min=0.0)
+    b, a = u.mT @ scaled, u if root is None else u / root
+    shape, lost, plain = (out, width), [_tails(one) for one in saved], felt is None
+    found = zip(a, b, lost, energy.tolist(), strict=True)
+    return [Spectrum(shape, ae, be, le, max(ee, 0.0), functional=plain) for ae, be, le, ee in found]
+
+
+def _of_table(delta: Tensor, shares: Tensor, felt: Tensor | None) -> Spectrum:
+    """`by_inputs` of a table (rows, width) whose rows are picked with these shares: the map is its transpose."""
+    root = torch.ones(delta.shape[1], dtype=torch.float64) if felt is None else felt.double().sqrt()
+    scaled = delta.double() * root
+    q, core = (None, scaled.T) if delta.shape[1] <= delta.shape[0] else torch.linalg.qr(scaled.T)
+    values, vectors = torch.linalg.eigh(core * shares @ core.T)
+    u, saved = (vectors if q is None else q @ vectors).flip(1), values.flip(0).clamp(min=0.0)
+    shape = (delta.shape[0], delta.shape[1])
+    return Spectrum(shape, scaled @ u, u.T / root, _tails(saved), float(saved.sum()), functional=felt is None)
 
 
 def energy_of(delta: Tensor, second: Tensor) -> float:

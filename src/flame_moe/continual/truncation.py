@@ -34,6 +34,7 @@ from flame_moe.continual.spectra import (
     by_singular_values,
     energy_of,
     of_rank,
+    stack_by_inputs,
 )
 from flame_moe.nn.slices import LowRank, Slice, pack
 from flame_moe.nn.stacked import Factorise
@@ -153,23 +154,35 @@ def _spectra(
 ) -> list[Spectrum]:
     if plan.mode not in ("activation", "loss"):
         return [by_singular_values(d) for d in _matrices(delta)]
-    many = []
-    for e, d in enumerate(_matrices(delta)):
-        felt = None
-        if moment is not None and squares is not None and moment.seen[e]:
-            # E||dL/dW_i||^2 = E[g_i^2] E||z||^2, with how often the matrix is reached in both.
-            length = moment.second[e].sum() if moment.one_hot else moment.second[e].trace()
-            felt = squares[e] / length.clamp(min=1e-30)
-        if moment is None or not moment.seen[e] or (felt is not None and not felt.any()):
-            blind = by_singular_values(d)
-            many.append(blind._replace(error=np.zeros_like(blind.error), energy=0.0))
-        elif plan.mode == "activation" or felt is None:
-            found = by_inputs(d, moment.mean[e], moment.second[e], centred=centred)
-            many.append(found if felt is None else found._replace(worth=float(felt.mean())))
-        else:
-            cost = felt + _LEAST * felt.mean()
-            many.append(by_inputs(d, moment.mean[e], moment.second[e], centred=centred, felt=cost))
-    return many
+    stack, seen = _matrices(delta), [] if moment is None else moment.seen.bool().tolist()
+    felt = None
+    if moment is not None and squares is not None:
+        # E||dL/dW_i||^2 = E[g_i^2] E||z||^2, with how often the matrix is reached in both.
+        length = moment.second.sum(1) if moment.one_hot else moment.second.diagonal(dim1=1, dim2=2).sum(1)
+        felt = squares / length[:, None].clamp(min=1e-30)
+        seen = [there and reaches for there, reaches in zip(seen, felt.bool().any(1).tolist(), strict=True)]
+    known = [e for e, there in enumerate(seen) if there]
+    many = [None if e in known else _blind(d) for e, d in enumerate(stack)]
+    if moment is None or not known:
+        return [s for s in many if s is not None]
+    some = slice(None) if len(known) == len(stack) else known
+    cost = None
+    if plan.mode == "loss" and felt is not None:
+        cost = felt[some] + _LEAST * felt[some].mean(1, keepdim=True)
+    if moment.one_hot:
+        found = [by_inputs(stack[0], moment.mean[0], moment.second[0], felt=None if cost is None else cost[0])]
+    else:
+        found = stack_by_inputs(stack[some], moment.mean[some], moment.second[some], centred=centred, felt=cost)
+    for e, spectrum in zip(known, found, strict=True):
+        worth = float(felt[e].mean()) if felt is not None and cost is None else 1.0
+        many[e] = spectrum._replace(worth=worth)
+    return [s for s in many if s is not None]
+
+
+def _blind(delta: Tensor) -> Spectrum:
+    """Of a matrix that saw no input, or whose outputs do not reach the loss: it has nothing to lose."""
+    found = by_singular_values(delta)
+    return found._replace(error=np.zeros_like(found.error), energy=0.0)
 
 
 def _kept(
