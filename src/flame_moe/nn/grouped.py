@@ -10,6 +10,7 @@ d width, H hidden, k kernel width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -78,6 +79,28 @@ class Rows(NamedTuple):
     place: Tensor
     expert: Tensor
     counts: Tensor
+
+
+class _Scratch(threading.local):
+    """Buffers for the rows of one block, used again from block to block and from call to call.
+
+    Fresh ones of this size come from pages that the allocator has just given back to the system, and touching them anew
+    costs as much as the arithmetic. At most about `_FLOATS` numbers for each name.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """(rows, columns) of anything, overwritten by the next to take this name."""
+        key = name, columns, like.dtype
+        if key not in self._kept or len(self._kept[key]) < rows:
+            with torch.inference_mode(False):  # what is made while predicting must serve training as well
+                self._kept[key] = torch.empty(rows, columns, dtype=like.dtype)
+        return self._kept[key][:rows]
+
+
+_SCRATCH = _Scratch()
 
 
 class _Block(NamedTuple):
@@ -217,7 +240,9 @@ def _blocks(counts: Sequence[int], w: Weights) -> Iterator[_Block]:
 def _near(x: Tensor, rows: Rows, block: _Block) -> Tensor:
     """(r, k d) the neighbours of the rows of a block."""
     near = rows.near[block.start : block.end]
-    return x.index_select(0, near.flatten()).view(len(near), -1)
+    found = _SCRATCH.take("near", len(near), near.shape[1] * x.shape[1], x)
+    torch.index_select(x, 0, near.flatten(), out=found.view(-1, x.shape[1]))
+    return found
 
 
 def _middle(near: Tensor, width: int) -> Tensor:
@@ -231,19 +256,20 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Fill `said` (r, d); returns what the way back needs: (r, d), (r, H) before their activations, and who dropped."""
     near = _near(x, rows, block)
-    c = torch.empty_like(said)
+    count, d, hidden = len(said), x.shape[1], len(experts[0].fc1)
+    c = torch.empty_like(said) if learns else _SCRATCH.take("c", count, d, x)
     for e, s, t in block.runs:
         torch.addmm(experts[e].conv_bias, near[s:t], experts[e].conv.T, out=c[s:t])
-    z = (_aten.gelu(c) if learns else _aten.gelu_(c)).add_(_middle(near, x.shape[1]))
-    a = x.new_empty(len(c), len(experts[0].fc1))
+    z = _aten.gelu(c, out=_SCRATCH.take("z", count, d, x)).add_(_middle(near, d))
+    a = x.new_empty(count, hidden) if learns else _SCRATCH.take("a", count, hidden, x)
     for e, s, t in block.runs:
         h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, _EPS)
         torch.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
-    q = _aten.gelu(a) if learns else _aten.gelu_(a)
+    q = _aten.gelu(a, out=_SCRATCH.take("q", count, hidden, x))
     bits = None
     if rate > 0:
         bits = keep_bits(a.shape, rate, a.device)
-        q.mul_(bits.to(q.dtype).mul_(scale_of(rate)))
+        q.mul_(_SCRATCH.take("keep", count, hidden, x).copy_(bits).mul_(scale_of(rate)))
     for e, s, t in block.runs:
         torch.addmm(experts[e].fc2_bias, q[s:t], experts[e].fc2.T, out=said[s:t])
     return (c, a, bits) if learns else None
@@ -266,17 +292,18 @@ def _backward(
     d = x.shape[1]
     here = slice(block.start, block.end)
     near = _near(x, rows, block)
-    half = rows.near.shape[1] // 2
-    g = dout.index_select(0, rows.near[here, half])
-    dq, q = torch.empty_like(a), _aten.gelu(a)
+    half, (count, hidden) = rows.near.shape[1] // 2, a.shape
+    g = torch.index_select(dout, 0, rows.near[here, half], out=_SCRATCH.take("g", count, d, dout))
+    dq = _SCRATCH.take("dq", count, hidden, x)
+    q = _aten.gelu(a, out=_SCRATCH.take("q", count, hidden, x))
     if bits is not None:
-        keep = bits.to(a.dtype).mul_(scale_of(rate))
+        keep = _SCRATCH.take("keep", count, hidden, x).copy_(bits).mul_(scale_of(rate))
         q.mul_(keep)
     answered = torch.empty_like(dgate[here])
     for e, s, t in block.runs:
         torch.mm(g[s:t], experts[e].fc2, out=dq[s:t])
         torch.mv(g[s:t], experts[e].fc2_bias, out=answered[s:t])
-    dgate[here] = answered.add_((dq * q).sum(1))
+    dgate[here] = answered.add_(torch.bmm(dq[:, None], q[:, :, None]).view(-1))
     weight = gates.flatten().index_select(0, rows.place[here])[:, None].to(g.dtype)
     g.mul_(weight)
     dq.mul_(weight)
@@ -284,9 +311,9 @@ def _backward(
         _add(dw[e].fc2, dw[e].fc2_bias, g[s:t], q[s:t])
     if bits is not None:
         dq.mul_(keep)
-    da = _aten.gelu_backward(dq, a)
-    z = _aten.gelu(c).add_(_middle(near, d))
-    dz = torch.empty_like(z)
+    da = _aten.gelu_backward(dq, a, grad_input=dq)
+    z = _aten.gelu(c, out=_SCRATCH.take("z", count, d, x)).add_(_middle(near, d))
+    dz = _SCRATCH.take("dz", count, d, x)
     for e, s, t in block.runs:
         w, into = experts[e], dw[e]
         h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain, w.shift, _EPS)
@@ -298,7 +325,7 @@ def _backward(
         for total, gradient in zip((into.gain, into.shift), part[1:], strict=True):
             if total is not None:
                 total.add_(gradient)
-    dc = _aten.gelu_backward(dz, c)
+    dc = _aten.gelu_backward(dz, c, grad_input=_SCRATCH.take("dc", count, d, x))
     for e, s, t in block.runs:
         _add(dw[e].conv, dw[e].conv_bias, dc[s:t], near[s:t])
     if dx_rows is None:
