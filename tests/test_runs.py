@@ -36,7 +36,7 @@ def clean(results: Results) -> dict[str, Any]:
     for key in ("created", "timings", "environment"):
         del data[key]
     for stage in [*data["stages"], *(stage for other in data["comparison"] for stage in other["stages"])]:
-        del stage["seconds"], stage["peak_bytes"]
+        del stage["seconds"], stage["processor_seconds"], stage["peak_bytes"]
     return data
 
 

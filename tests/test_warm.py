@@ -164,7 +164,7 @@ def test_a_warm_start_goes_on_from_a_save_and_is_in_the_results(
     assert again.stages[2].warm == learner.stages[2].warm
     for name, tensor in learner.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
-    (row,) = _stage_record(learner.stages[2], None).warm_start
+    (row,) = _stage_record(learner.stages[2], None, None).warm_start
     assert row.source == learner.stages[2].warm[0].source
 
 

@@ -59,12 +59,13 @@ def load(cache: Path, wheel: Path | None, say: Say) -> tuple[Any, Any]:
 
 
 def _convert(folder: Path, wheel: Path | None, say: Say) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ExtraMissingError("reading GGUF files needs the package gguf", mend="Install it with: pip install gguf")
     transformers = library()
     say("converting SmolLM2", 0.0)
     # The library draws bars of its own while it converts, which nothing turns off.
     with _gguf(wheel) as file, quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
+        if importlib.util.find_spec("gguf") is None:
+            what, mend = "reading GGUF files needs the package gguf", "Install it with: pip install gguf"
+            raise ExtraMissingError(what, mend=mend)
         read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = read.config
