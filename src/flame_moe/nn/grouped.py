@@ -129,6 +129,7 @@ def apply_experts(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows,
     if x.device.type != "cpu":
         return by_grouped_products(x, gates, sets, rows, rate)
     flat = [tensor for w in sets for tensor in w]
+    # PyTorch leaves Function.apply without annotations.
     out: Tensor = _Experts.apply(x, gates, *flat, rows, rows.counts.tolist(), rate)  # type: ignore[no-untyped-call]
     return out
 
