@@ -85,8 +85,10 @@ class Setting(NamedTuple):
     lr: float = 1.0
 
 
-RATES: tuple[Setting, ...] = (Setting(lr=0.3), Setting(lr=1.0), Setting(lr=3.0))
-"""The grid of a method that has nothing of its own to choose."""
+RATES: tuple[Setting, ...] = (Setting(lr=1.0), Setting(lr=3.0), Setting(lr=10.0))
+"""The grid of a method that learns new numbers and has nothing of its own to choose."""
+CAREFUL_RATES: tuple[Setting, ...] = (Setting(lr=0.3), Setting(lr=1.0), Setting(lr=3.0))
+"""The grid of a method that trains on what earlier tasks read: a smaller step forgets less."""
 
 
 @dataclass(frozen=True)
@@ -262,9 +264,10 @@ class Method(Hooks, ABC):
             raise CheckpointError(f"the method '{self.name}' keeps no state, and the checkpoint holds one")
 
 
-def over(key: str, low: float, high: float) -> tuple[Setting, ...]:
+def over(key: str, low: float, high: float, rates: tuple[float, float] = (1.0, 3.0)) -> tuple[Setting, ...]:
     """A grid of one key and the rate: a strong protection may need larger steps to learn anything new."""
-    return (Setting({key: low}), Setting({key: low}, 3.0), Setting({key: high}, 3.0))
+    slow, fast = rates
+    return (Setting({key: low}, slow), Setting({key: low}, fast), Setting({key: high}, fast))
 
 
 def concludes(method: Method) -> bool:

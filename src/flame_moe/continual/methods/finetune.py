@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from flame_moe.continual.methods.base import Commit, Method
+from flame_moe.continual.methods.base import CAREFUL_RATES, Commit, Method, Setting
 from flame_moe.nn.model import Flame
 
 
@@ -13,6 +13,7 @@ class FineTune(Method):
     """Later stages go on training the same weights and routers; only heads and new modalities are added."""
 
     name: ClassVar[str] = "finetune"
+    grid: ClassVar[tuple[Setting, ...]] = CAREFUL_RATES
 
     def add_routers(self, model: Flame, stage: int, modalities: Sequence[str], new: Sequence[str]) -> None:
         model.add_router_heads(new, stage)

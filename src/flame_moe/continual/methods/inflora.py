@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from flame_moe.continual.methods.base import StageContext
+from flame_moe.continual.methods.base import Setting, StageContext, over
 from flame_moe.continual.methods.growth import unfreeze
 from flame_moe.continual.methods.lora import LoRA
 from flame_moe.continual.methods.spaces import KeepsSpaces
@@ -26,6 +26,7 @@ class InfLoRA(KeepsSpaces, LoRA):
     """
 
     name: ClassVar[str] = "inflora"
+    grid: ClassVar[tuple[Setting, ...]] = over("threshold", 0.9, 0.99, rates=(3.0, 10.0))
 
     def prepare(self, context: StageContext) -> None:
         if context.stage == 0:

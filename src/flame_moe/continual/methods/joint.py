@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from flame_moe.continual.methods.base import StageContext
+from flame_moe.continual.methods.base import RATES, Setting, StageContext
 from flame_moe.continual.methods.finetune import FineTune
 from flame_moe.nn.model import Flame
 from flame_moe.training.problem import Problem
@@ -19,6 +19,7 @@ class Joint(FineTune):
 
     name: ClassVar[str] = "joint"
     rereads: ClassVar[bool] = True
+    grid: ClassVar[tuple[Setting, ...]] = RATES
 
     def begin(self, model: Flame, stage: int, tasks: Iterable[str], modalities: Iterable[str]) -> None:
         model.requires_grad_(True)

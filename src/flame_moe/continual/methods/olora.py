@@ -24,7 +24,7 @@ class OLoRA(LoRA):
 
     name: ClassVar[str] = "olora"
     defaults: ClassVar[Mapping[str, float]] = {"strength": 0.5}
-    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.5, 5.0)
+    grid: ClassVar[tuple[Setting, ...]] = over("strength", 0.5, 5.0, rates=(3.0, 10.0))
 
     def penalty(self, model: Flame, seen: Sequence[Seen]) -> Tensor | None:
         terms = []
