@@ -19,7 +19,7 @@ from flame_moe.errors import CheckpointError, DataError, RecipeError
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import StackedMatrix, growables
 from flame_moe.runs import check, extend, run
-from flame_moe.schema import MethodConfig, Recipe
+from flame_moe.schema import SIZED, MethodConfig, Recipe
 from flame_moe.training.hooks import Seen
 from flame_moe.training.problem import Problem
 from tests.methods import FEW, QUICK, TWO, learned
@@ -175,6 +175,23 @@ def test_a_key_that_the_method_does_not_read_is_refused_with_those_it_reads() ->
     with pytest.raises(RecipeError, match=r"'finetune' does not read 'rank' \[method\.rank\].*no key but its name"):
         make_method(MethodConfig(name="finetune", rank=3))
     assert make_method(MethodConfig(name="flame", rank=3)).config.rank == 3
+
+
+def test_a_rank_or_an_energy_that_is_given_decides_how_much_is_kept() -> None:
+    assert set(SIZED) == {name for name, method in METHODS.items() if "keep" in method.keys}
+    usual = MethodConfig()
+    assert (usual.truncation, usual.keep, usual.budget) == ("loss", "budget", 0.1)
+    assert MethodConfig(rank=3).keep == "rank"
+    assert MethodConfig(energy=0.9).keep == "energy"
+    assert MethodConfig(warmup=0.0).keep == "rank"
+    assert MethodConfig(keep="budget", rank=3).keep == "budget"
+    assert MethodConfig(name="lora_equal", rank=3).keep == "rank"
+    assert MethodConfig(name="lora", rank=3).keep == usual.keep
+    assert (MethodConfig(preset="paper").truncation, MethodConfig(preset="paper").keep) == ("weight", "rank")
+    for config in (usual, MethodConfig(rank=3), MethodConfig(preset="reference", rank=4)):
+        assert MethodConfig.parse(config.plain(), where="method") == config
+    with pytest.raises(RecipeError, match="'rank' and 'energy' are given"):
+        MethodConfig.parse({"rank": 3, "energy": 0.9}, where="method")
 
 
 def test_every_methods_grid_has_three_settings_that_it_accepts() -> None:

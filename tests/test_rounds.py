@@ -318,10 +318,10 @@ def test_presets_are_values_of_keys_and_give_way_to_them() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"energy": 0.5}, "'energy' is set but keep = 'rank' decides"),
+        ({"keep": "rank", "energy": 0.5}, "'energy' is set but keep = 'rank' decides"),
         ({"keep": "energy", "budget": 0.5}, "'budget' is set but keep = 'energy' decides"),
         ({"keep": "budget", "budget": 10.5}, "give a whole number, or a share below 1"),
-        ({"keep": "energy", "warmup": 0.0}, "only a rank can size them"),
+        ({"keep": "energy", "warmup": 0.0}, "a rank has to size them"),
         ({"preset": "papper"}, "Did you mean 'paper'"),
     ],
 )

@@ -226,6 +226,7 @@ def test_a_training_that_ends_in_no_number_is_a_cell_that_says_so(
     assert row["seeds"] == []
     assert "| failed |" in markdown([row])
     assert "the loss is nan" in markdown([row])
+    assert markdown([row]).splitlines()[2].endswith(f"| {row['setting']} |")
     assert picture([row], "nothing").startswith(b"\x89PNG")
 
 

@@ -278,22 +278,28 @@ class TrainConfig(Description):
 
 
 METHOD_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"rank": 32},
-    "reference": {"rank": 32, "base_rank": 32, "router": "mean", "router_heads": "all", "load": "count"},
+    "paper": {"truncation": "weight", "keep": "rank", "rank": 32},
+    "reference": {
+        **{"truncation": "weight", "keep": "rank", "rank": 32, "base_rank": 32},
+        **{"router": "mean", "router_heads": "all", "load": "count"},
+    },
 }
 """Two readings of FLAME-CL: as the paper tells it, and what its published code does (docs/continual.md)."""
+SIZED = ("flame", "lora_equal")
+"""Methods that read `keep`: for them a `rank` or an `energy` without `keep` is what decides."""
 
 
 class MethodConfig(Description):
     """How a later stage is learned (`flame_moe.continual.methods`).
 
-    A preset stands for values of other keys; a key that is given goes before it.
+    A preset stands for values of other keys; a key that is given goes before it. Where `keep` is not given, a `rank` or
+    an `energy` that is given decides how much a stage keeps; with `warmup` = 0 the rank does.
     """
 
     name: Name = "flame"
     preset: Literal["paper", "reference"] | None = None
-    truncation: Literal["weight", "activation", "loss", "none"] = "weight"
-    keep: Literal["rank", "energy", "budget"] = "rank"
+    truncation: Literal["weight", "activation", "loss", "none"] = "loss"
+    keep: Literal["rank", "energy", "budget"] = "budget"
     rank: Annotated[int, Field(ge=0)] | None = 16
     strength: Annotated[float, Field(ge=0)] | None = None
     decay: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -316,8 +322,17 @@ class MethodConfig(Description):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, data: Any) -> Any:
-        known = isinstance(data, dict) and isinstance(data.get("preset"), str) and data["preset"] in METHOD_PRESETS
-        return {**METHOD_PRESETS[data["preset"]], **data} if known else data
+        if not isinstance(data, dict):
+            return data
+        preset = data.get("preset")
+        data = {**(METHOD_PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **data}
+        # Factors from zero can only be sized by a rank.
+        given = [key for key in ("rank", "energy") if key in data] or ["rank"] * (data.get("warmup") == 0)
+        if data.get("name", SIZED[0]) in SIZED and "keep" not in data and given:
+            if len(given) > 1:
+                raise ValueError("'rank' and 'energy' are given and one can decide: say keep = 'rank' or 'energy'")
+            data["keep"] = given[0]
+        return data
 
     @model_validator(mode="after")
     def _decided(self) -> Self:
@@ -329,7 +344,7 @@ class MethodConfig(Description):
         if self.budget > 1 and self.budget != int(self.budget):
             raise ValueError(f"a budget of {self.budget} numbers: give a whole number, or a share below 1")
         if self.warmup == 0 and self.keep != "rank":
-            raise ValueError(f"warmup = 0 trains factors from zero, so only a rank can size them, not an {self.keep}")
+            raise ValueError(f"warmup = 0 trains factors from zero, so a rank has to size them, not a {self.keep}")
         return self
 
 

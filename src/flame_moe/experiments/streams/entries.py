@@ -47,8 +47,7 @@ class Entry:
 
         Keys of the method come from the entry, else from the setting, else from the stream's own `method`.
         """
-        usual = MethodConfig()
-        read = [key for key in METHODS[self.method["name"]].keys if getattr(stream.method, key) != getattr(usual, key)]
+        read = [key for key in METHODS[self.method["name"]].keys if key in stream.method.model_fields_set]
         given = {key: getattr(stream.method, key) for key in read}
         method = MethodConfig.parse({**given, **setting.keys, **self.method}, where=f"entry '{self.name}'")
         first, *later = stream.stages
@@ -61,42 +60,23 @@ class Entry:
 
 _QUARTER = 8
 """Of the streams' width of 32, as the published rank is 32 of 128."""
-_TENTH = {"name": FIRST, "keep": "budget", "budget": 0.1}
-_RANK = {"name": FIRST, "truncation": "weight", "keep": "rank"}
+_RANK = {"name": FIRST, "keep": "rank", "rank": _QUARTER}
+_PUBLISHED = {**_RANK, "truncation": "weight"}
 VARIANTS: tuple[Entry, ...] = (
     Entry("flame_untruncated", "FLAME, nothing cut", {"name": FIRST, "truncation": "none"}),
+    Entry("flame_weight", "FLAME, cut by singular values alone", {"name": FIRST, "truncation": "weight"}),
+    Entry("flame_activation", "FLAME, cut with the inputs in view", {"name": FIRST, "truncation": "activation"}),
     Entry(
-        "flame_activation",
-        "FLAME, cut at the end with the inputs in view, a tenth",
-        {**_TENTH, "truncation": "activation", "warmup": 1.0},
+        "flame_refine", "FLAME, cut half-way, then trained on", {"name": FIRST, "warmup": 0.5, "bias_correction": True}
     ),
-    Entry(
-        "flame_loss",
-        "FLAME, cut at the end with inputs and loss in view, a tenth",
-        {**_TENTH, "truncation": "loss", "warmup": 1.0},
-        MORE_SEEDS,
-    ),
-    Entry(
-        "flame_refine",
-        "FLAME, cut half-way with inputs and loss in view, a tenth, then trained on",
-        {**_TENTH, "truncation": "loss", "warmup": 0.5, "bias_correction": True},
-    ),
-    Entry(
-        "lora_equal_tenth",
-        "LoRA with as many numbers as FLAME that keeps a tenth",
-        {"name": "lora_equal", "keep": "budget", "budget": 0.1},
-        MORE_SEEDS,
-    ),
-    Entry("flame_from_zero", "FLAME, factors from zero, one rank", {**_RANK, "warmup": 0.0}),
-    Entry(
-        "flame_paper",
-        "FLAME as the paper has it, cut at the end by singular values",
-        {"name": FIRST, "preset": "paper", "rank": _QUARTER},
-    ),
+    Entry("flame_recalibrate", "FLAME, router and heads once more after the cut", {"name": FIRST, "recalibrate": 1}),
+    Entry("flame_warm_start", "FLAME, beginning as the most similar task", {"name": FIRST, "warm_start": True}),
+    Entry("flame_from_zero", "FLAME, factors from zero, rank 8", {**_RANK, "warmup": 0.0}),
+    Entry("flame_paper", "FLAME of the paper: rank 8, singular values", {**_PUBLISHED, "preset": "paper"}),
     Entry(
         "flame_reference",
-        "FLAME as its published code has it",
-        {"name": FIRST, "preset": "reference", "rank": _QUARTER, "base_rank": _QUARTER},
+        "FLAME of the published code, rank 8",
+        {**_PUBLISHED, "preset": "reference", "base_rank": _QUARTER},
     ),
 )
 """FLAME with parts of it changed. What coincides with the defaults is computed all the same: defaults may change."""
@@ -138,7 +118,10 @@ def written(setting: Setting) -> str:
 
 
 def digest(entry: Entry, setting: Setting) -> str:
-    """Eight hex digits that name what an entry is with a setting, so that other keys meet no old cells."""
-    method = MethodConfig.parse({**setting.keys, **entry.method}, where=f"entry '{entry.name}'")
-    told = json.dumps([method.plain(), setting.lr], sort_keys=True)
+    """Eight hex digits that name what an entry is with a setting, so that other keys meet no old cells. Keys that the
+    method does not read have no part in it.
+    """
+    method = MethodConfig.parse({**setting.keys, **entry.method}, where=f"entry '{entry.name}'").plain()
+    read = METHODS[entry.method["name"]].keys
+    told = json.dumps([{key: method[key] for key in ("name", *read)}, setting.lr], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Quality against size: where every method of a stream ends, and what it forgot on the way."""
+"""Quality beside size: where every method of a stream ends, what it forgot on the way, and what it stores."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from matplotlib.figure import Figure
 
 from flame_moe.experiments.streams.table import Row
 from flame_moe.measures import AVERAGE, FORGETTING
-from flame_moe.report.svg import INK, MUTED, STYLE, diverging
+from flame_moe.report.svg import INK, MUTED, OWN, RULE, STYLE, diverging
 
 
 def picture(found: Sequence[Row], title: str, metric: str = "auroc") -> bytes:
-    """A PNG: the final average of a metric against the numbers stored, forgetting as colour.
+    """A PNG: per row the final average of a metric with its interval, forgetting as colour, and the numbers stored.
 
     Args:
         found: rows of the table.
         title: above it.
-        metric: on the vertical axis.
+        metric: on the horizontal axis.
     """
     drawn = [row for row in found if metric in row.get("metrics", {})]
-    with mpl.rc_context({**STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
-        figure = Figure(figsize=(9.6, max(4.2, 1.6 + 0.22 * len(drawn))), layout="constrained", dpi=150)
+    places = range(len(drawn))
+    with mpl.rc_context({**STYLE, "figure.facecolor": "white", "savefig.facecolor": "white", "axes.grid.axis": "both"}):
+        figure = Figure(figsize=(10.5, 1.3 + 0.27 * len(drawn)), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
-        sizes = [row["sizes"]["stored_parameters"] / 1e3 for row in drawn]
+        quality, size = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
         values = [row["metrics"][metric][AVERAGE] for row in drawn]
-        lost = [row["metrics"][metric].get(FORGETTING, [0.0])[0] or 0.0 for row in drawn]
-        for x, (_, low, high) in zip(sizes, values, strict=True):
+        lost = [(row["metrics"][metric].get(FORGETTING) or [0.0])[0] or 0.0 for row in drawn]
+        for place, (_, low, high) in zip(places, values, strict=True):
             if low is not None and high is not None:
-                ax.vlines(x, low, high, color=MUTED, lw=1, alpha=0.35, zorder=1)
+                quality.hlines(place, low, high, color=MUTED, lw=1.4, alpha=0.6, zorder=1)
         limit = max(0.01, *(abs(v) for v in lost)) if lost else 0.01
-        points = ax.scatter(
-            sizes,
+        points = quality.scatter(
             [v[0] for v in values],
+            places,
             c=lost,
             cmap=diverging().reversed(),
             vmin=-limit,
             vmax=limit,
-            s=190,
+            s=60,
             edgecolor=INK,
             linewidth=0.8,
             zorder=2,
         )
-        for number, (x, v) in enumerate(zip(sizes, values, strict=True), start=1):
-            ax.annotate(str(number), (x, v[0]), ha="center", va="center", fontsize=7.5, color=INK, zorder=3)
-        figure.colorbar(points, ax=ax, label=f"forgetting, {metric.upper()}", shrink=0.8, pad=0.01)
-        ax.set_xlabel("thousand numbers stored")
-        ax.set_ylabel(f"{metric.upper()} after the last stage, mean over tasks")
-        ax.set_title(title)
-        ax.set_xlim(left=0)
-        names = "\n".join(f"{number:>2}  {row['label']}" for number, row in enumerate(drawn, start=1))
-        figure.text(1.01, 0.95, names, fontsize=8.5, va="top", color=INK, transform=figure.transFigure)
+        if drawn:
+            quality.axvline(values[0][0], color=RULE, lw=1, zorder=0)
+        quality.set_yticks(places, [row["label"] for row in drawn])
+        quality.set_ylim(len(drawn) - 0.4, -0.6)
+        quality.set_xlabel(f"{metric.upper()} after the last stage, mean over tasks")
+        quality.set_title(title)
+        size.barh(places, [row["sizes"]["stored_parameters"] / 1e3 for row in drawn], color=OWN, height=0.55)
+        size.set_xlabel("thousand numbers stored")
+        figure.colorbar(points, ax=size, label=f"forgetting, {metric.upper()}", pad=0.03)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

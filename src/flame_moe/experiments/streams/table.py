@@ -144,6 +144,7 @@ def markdown(found: Sequence[Row]) -> str:
         "B: of the method",
         "seconds",
         *(f"FLAME minus it, {m.upper()}" for m in metrics),
+        "setting",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found:
@@ -159,7 +160,8 @@ def markdown(found: Sequence[Row]) -> str:
             cells += [f"{sum(row['seconds'][1:]):.0f}"]
             cells += [_cell(of.get(m, {}).get("difference"), sign=True, digits=4) for m in metrics]
         else:
-            cells += ["failed"] + [""] * (len(head) - 3)
+            cells += ["failed"] + [""] * (len(head) - 4)
+        cells.append(row["setting"])
         lines.append("| " + " | ".join(cells) + " |")
     notes = [
         f"Metrics are the {AVERAGE}: {FORMULAS[AVERAGE]}. Forgetting: {FORMULAS[FORGETTING]}.",
@@ -168,7 +170,7 @@ def markdown(found: Sequence[Row]) -> str:
         "Stored: numbers in the checkpoint, with what a method needs to learn on, but for samples it may read again. "
         "A: those that predicting any task reads; B: those of A in weights that stages may change.",
         "Seconds: of one processor, learning all stages after the first.",
-        *(f"{row['label']}: {row['setting']}, by validation." for row in found),
+        "Setting: what validation chose with seed 0 from the method's grid.",
         *(f"{row['label']}: seed {s} failed: {why}" for row in found for s, why in row["failed"].items()),
     ]
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
