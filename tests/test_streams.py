@@ -17,7 +17,7 @@ from flame_moe.experiments import work
 from flame_moe.experiments.streams import __main__ as command
 from flame_moe.experiments.streams.bootstrap import Resampling, interval
 from flame_moe.experiments.streams.cells import Cell, FirstStage, best
-from flame_moe.experiments.streams.entries import Entry, choose_entries, every_entry
+from flame_moe.experiments.streams.entries import Entry, choose_entries, digest, every_entry
 from flame_moe.experiments.streams.picture import picture
 from flame_moe.experiments.streams.plan import compare
 from flame_moe.experiments.streams.table import markdown, rows
@@ -228,6 +228,11 @@ def test_a_training_that_ends_in_no_number_is_a_cell_that_says_so(
     assert "the loss is nan" in markdown([row])
     assert markdown([row]).splitlines()[2].endswith(f"| {row['setting']} |")
     assert picture([row], "nothing").startswith(b"\x89PNG")
+
+
+def test_no_two_settings_of_an_entry_share_a_cell() -> None:
+    for entry in every_entry():
+        assert len({digest(entry, setting) for setting in entry.settings()}) == len(entry.settings()) == 3, entry.name
 
 
 def test_a_folder_of_another_stream_is_refused_and_stays(done: Done, tiny_store: Store) -> None:

@@ -122,6 +122,7 @@ def digest(entry: Entry, setting: Setting) -> str:
     method does not read have no part in it.
     """
     method = MethodConfig.parse({**setting.keys, **entry.method}, where=f"entry '{entry.name}'").plain()
-    read = METHODS[entry.method["name"]].keys
-    told = json.dumps([{key: method[key] for key in ("name", *read)}, setting.lr], sort_keys=True)
+    kind = METHODS[entry.method["name"]]
+    read = ("name", *kind.keys, *kind.defaults)
+    told = json.dumps([{key: method[key] for key in read}, setting.lr], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:8]
