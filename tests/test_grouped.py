@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_moe.nn import grouped
+from flame_moe.nn.blocks import block_size, by_blocks
 from flame_moe.nn.dropout import keep_bits, scale_of
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Routing, noisy_top_k
-from flame_moe.nn.grouped import Rows, Weights, apply_experts, by_grouped_products
+from flame_moe.nn.grouped import Rows, Weights, apply_experts
 from flame_moe.nn.moe import Sequences, mixture, plan
 
 WIDTH, HIDDEN, EXPERTS = 6, 7, 3
@@ -123,22 +124,48 @@ def test_autocast_computes_in_bf16_and_leaves_the_routing_alone() -> None:
 
 
 @pytest.mark.parametrize("pools", [1, 2])
-def test_grouped_products_of_a_gpu_say_the_same(pools: int) -> None:
+@pytest.mark.parametrize("shapes", [[(9, 5), (4, 1)], [(40, 9), (30, 3)], [(1, 1)], [(50, 1)]])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_blocks_of_one_expert_each_say_the_same(pools: int, shapes: list[tuple[int, int]], crowded: bool) -> None:
     torch.manual_seed(0)
-    width = 8  # a multiple of 16 bytes, as the kernel asks
-    made = [ExpertPool(EXPERTS, width, 12, 3, 0.0) for _ in range(pools)]
-    shapes = [(9, 5), (4, 1)]
-    routings = [noisy_top_k(torch.randn(n, EXPERTS * pools), None, 2) for n, _ in shapes]
+    made = [ExpertPool(EXPERTS, WIDTH, HIDDEN, 3, 0.0) for _ in range(pools)]
+    logits = [torch.randn(n, EXPERTS * pools) for n, _ in shapes]
+    if crowded:  # the first two take all, the others nothing
+        logits = [x + torch.tensor([9.0, 9.0, *[0.0] * (EXPERTS * pools - 2)]) for x in logits]
+    routings = [noisy_top_k(x, None, 2) for x in logits]
     rows, gates = plan(shapes, routings, EXPERTS * pools, 3)
-    x = torch.cat([torch.randn(49, width), torch.zeros(1, width)])
+    x = torch.cat([torch.randn(sum(n * t for n, t in shapes), WIDTH), torch.zeros(1, WIDTH)])
     found = []
-    for run in (apply_experts, by_grouped_products):
+    for run in (apply_experts, by_blocks):
         leaves = [t.detach().clone().requires_grad_() for t in (x, gates, *(t for p in made for t in p.weights(0)))]
         sets = [Weights(*leaves[2 + 8 * i : 10 + 8 * i]) for i in range(pools)]
         out = run(leaves[0], leaves[1], sets, rows, 0.0)
         (out * out.cos()).sum().backward()
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves]
-        grads[0] = torch.cat([grads[0][:-1], torch.zeros(1, width)])
+        grads[0] = torch.cat([grads[0][:-1], torch.zeros(1, WIDTH)])
         found.append([out.detach(), *grads])
-    for fast, slow in zip(*found, strict=True):
+    for slow, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, atol=5e-5, rtol=1e-3)
+
+
+def test_blocks_drop_as_many_as_they_should_and_leave_what_is_frozen() -> None:
+    x, gates, pool, rows = example((200, 5))
+    free = [t.detach().clone().requires_grad_(i in (2, 6)) for i, t in enumerate(pool.weights(0))]
+    torch.manual_seed(1)
+    said = torch.stack([by_blocks(x, gates, [Weights(*free)], rows, 0.3).detach() for _ in range(200)])
+    plain = by_blocks(x, gates, [Weights(*free)], rows, 0.0)
+    found = plain.detach()
+    assert float((said.mean(0) - found).abs().mean()) < 0.1 * float((said[0] - found).abs().mean())
+    plain.sum().backward()
+    assert [t.grad is not None for t in free] == [i in (2, 6) for i in range(8)]
+
+
+@pytest.mark.parametrize("count", [1, 31, 500, 36_864])
+@pytest.mark.parametrize("experts", [1, 5, 64])
+def test_blocks_are_enough_for_any_shares(count: int, experts: int) -> None:
+    size = block_size(count, experts)
+    for counts in (
+        [count] + [0] * (experts - 1),
+        [count // experts] * (experts - 1) + [count - count // experts * (experts - 1)],
+    ):
+        assert sum(-(-c // size) for c in counts) <= count // size + experts

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from benchmarks import operations
 from flame_moe.batch import FlexiBatch
+from flame_moe.nn import moe
 from flame_moe.nn.block import PRESETS
+from flame_moe.nn.blocks import by_blocks
 from flame_moe.nn.losses import task_loss
 from flame_moe.nn.model import Flame
 from flame_moe.nn.moe import Sequences, mixture
@@ -91,6 +93,12 @@ def test_a_later_stage_waits_no_more_than_the_first() -> None:
             if stage == 1:
                 part.commit()
     assert waits(model, PLAIN, "training", cursor=2) == dict.fromkeys(ALLOWED, 1)
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "training"])
+def test_the_pass_for_a_gpu_waits_for_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe, "apply_experts", by_blocks)
+    assert waits(flame((PLAIN,), blocks=2), PLAIN, mode) == {}
 
 
 @pytest.mark.xfail(strict=True, reason="the encoder of pictures picks those that are no padding by a boolean index")

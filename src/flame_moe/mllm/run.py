@@ -35,6 +35,7 @@ from flame_moe.results import (
     Results,
     StageRecord,
 )
+from flame_moe.training.device import choose_device
 
 RESULTS, REPORT = "results.json", "report.html"
 PROBES = 32
@@ -88,6 +89,7 @@ def learn_stream(
     *,
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
+    accelerator: str = "cpu",
     say: Say = lambda text, share: None,
     show: Show = lambda line: None,
 ) -> Outcome:
@@ -98,6 +100,7 @@ def learn_stream(
         method: of `flame_moe.mllm.methods.METHODS`.
         seed: of new weights and of the order of samples; the data do not depend on it.
         changes: of settings.
+        accelerator: where the model learns and answers: cpu, cuda or auto.
         say: told of progress.
         show: given the accuracy matrix line by line, as it grows.
 
@@ -108,8 +111,9 @@ def learn_stream(
     settings = settings_for(stream, changes or {})
     if seed < 0:
         raise RecipeError(f"the seed {seed} is negative", mend="Give 0 or more.")
+    device = choose_device(accelerator, where="--accelerator")
     torch.set_num_threads(1)
-    learner = kind(stream.model(), settings, seed, stream.sample)
+    learner = kind(stream.model().to(device), settings, seed, stream.sample)
     record, before = _Record(), _before(stream, learner, say)
     show(_head(stream))
     show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))
@@ -160,7 +164,7 @@ def _before(stream: Stream, learner: Method, say: Say) -> dict[str, float]:
     """Exact match of the base model on each task and on the foundation."""
     say("the base model", 0.0)
     sets = {task.name: task.test for task in stream.tasks} | {"foundation": stream.foundation}
-    model = stream.model()
+    model = stream.model().to(next(learner.embedding.parameters()).device)
 
     def answer(batch: Any) -> Tensor:
         return model(inputs_embeds=batch.embeds, attention_mask=batch.mask, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""The pool of experts on packed rows: one pass forward, one backward, written by hand.
+"""The pool of experts on packed rows, for a processor: one pass forward, one backward, written by hand.
 
 What autograd would keep of every routed row (the neighbours, two activations, the normalised row, masks, the result) is
 computed again from two pre-activations, so that a training step keeps about a third. Rows are worked off in blocks that
@@ -15,16 +15,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flame_moe.nn.dropout import dropout, keep_bits, scale_of
+from flame_moe.nn.dropout import keep_bits, scale_of
 
 _aten = torch.ops.aten
 _FLOATS = 1 << 20
 """Floats that the rows of one block may fill, neighbours and activations together."""
-_EPS = 1e-5
+EPS = 1e-5
 
 
 class Weights(NamedTuple):
@@ -126,32 +125,10 @@ def apply_experts(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows,
     Returns:
         (S, d).
     """
-    if x.device.type != "cpu":
-        return by_grouped_products(x, gates, sets, rows, rate)
     flat = [tensor for w in sets for tensor in w]
     # PyTorch leaves Function.apply without annotations.
     out: Tensor = _Experts.apply(x, gates, *flat, rows, rows.counts.tolist(), rate)  # type: ignore[no-untyped-call]
     return out
-
-
-def by_grouped_products(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rate: float) -> Tensor:
-    """The same for a GPU: one grouped product per matrix of the experts, and nothing that the host waits for.
-
-    PyTorch has a kernel for bfloat16 with widths that are multiples of 8; for other types it falls back to a loop.
-    """
-    w = sets[0] if len(sets) == 1 else Weights(*(torch.cat(same) for same in zip(*sets, strict=True)))
-    ends = rows.counts.cumsum(0).to(torch.int32)
-    width, e = x.shape[1], rows.expert
-
-    def product(rows_in: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
-        return F.grouped_mm(rows_in, matrices.mT, offs=ends) + bias.index_select(0, e)
-
-    near = x.index_select(0, rows.near.flatten()).view(len(rows.near), -1)
-    z = _middle(near, width) + F.gelu(product(near, w.conv, w.conv_bias))
-    h = F.layer_norm(z, (width,), eps=_EPS) * w.gain.index_select(0, e) + w.shift.index_select(0, e)
-    q = dropout(F.gelu(product(h.to(x.dtype), w.fc1, w.fc1_bias)), rate)
-    said = product(q, w.fc2, w.fc2_bias)
-    return F.embedding_bag(rows.back, said, per_sample_weights=gates.to(said.dtype), mode="sum")
 
 
 class _Experts(torch.autograd.Function):
@@ -264,7 +241,7 @@ def _forward(
     z = _aten.gelu(c, out=_SCRATCH.take("z", count, d, x)).add_(_middle(near, d))
     a = x.new_empty(count, hidden) if learns else _SCRATCH.take("a", count, hidden, x)
     for e, s, t in block.runs:
-        h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, _EPS)
+        h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, EPS)
         torch.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
     q = _aten.gelu(a, out=_SCRATCH.take("q", count, hidden, x))
     bits = None
@@ -317,7 +294,7 @@ def _backward(
     dz = _SCRATCH.take("dz", count, d, x)
     for e, s, t in block.runs:
         w, into = experts[e], dw[e]
-        h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain, w.shift, _EPS)
+        h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain, w.shift, EPS)
         _add(into.fc1, into.fc1_bias, da[s:t], h)
         dh = torch.mm(da[s:t], w.fc1)
         wanted = [True, into.gain is not None, into.shift is not None]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flame_moe.nn.blocks import by_blocks
 from flame_moe.nn.experts import ExpertPool, Joined
 from flame_moe.nn.gating import Routing
 from flame_moe.nn.grouped import Rows, Weights, apply_experts
@@ -136,7 +137,8 @@ def mixtures(
             sets = [w._replace(conv=w.conv[..., middle * width : (middle + 1) * width]) for w in sets]
         if kind := autocast_type(x_ZD.device):
             x_ZD, sets = x_ZD.to(kind), [Weights(*(t.to(kind) for t in w)) for w in sets]
-        out_SD = apply_experts(x_ZD, gates_SK, sets, rows, rate)
+        run = apply_experts if x_ZD.device.type == "cpu" else by_blocks
+        out_SD = run(x_ZD, gates_SK, sets, rows, rate)
     split = iter(out_SD.split([n * t for n, t in shapes]))
     return [{name: next(split).view_as(s.x) for name, s in inputs.items()} for inputs, _, _ in parts]
 

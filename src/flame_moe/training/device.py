@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import get_args
 
 import torch
 
 from flame_moe.errors import RecipeError
-from flame_moe.schema import TrainConfig
+from flame_moe.schema import Accelerator, TrainConfig
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device that a recipe asks for; with "auto" a GPU if there is one.
+def choose_device(accelerator: str, where: str = "train.accelerator") -> torch.device:
+    """The device that is asked for; with "auto" a GPU if there is one.
+
+    Args:
+        accelerator: cpu, cuda or auto.
+        where: it was asked, for the message.
 
     Raises:
-        RecipeError: if it asks for a GPU and PyTorch finds none.
+        RecipeError: if there is no such word, or a GPU is asked for and PyTorch finds none.
     """
-    if config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available()):
+    if accelerator not in get_args(Accelerator):
+        raise RecipeError(f"there is no '{accelerator}'", where=where, mend=f"Give {', '.join(get_args(Accelerator))}.")
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        what, mend = "PyTorch finds no CUDA device", "Use train.accelerator = 'cpu' or 'auto'."
-        raise RecipeError(what, where="train.accelerator", mend=mend)
+        raise RecipeError("PyTorch finds no CUDA device", where=where, mend="Give 'cpu' or 'auto'.")
     return torch.device("cuda", torch.cuda.current_device())
 
 

