@@ -73,6 +73,7 @@ class Unavailable(Exception):  # noqa: N818 - it is no error: a row that cannot 
     """A row cannot be measured on this machine."""
 
 
+Clock = Callable[[], float]
 Row = Callable[[Settings], Iterator[Measured]]
 
 
@@ -84,16 +85,18 @@ class Sides(NamedTuple):
     ratio: float
 
 
-def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Sides:
-    """Let two sides take turns, after two calls of each that warm up. Seconds are processor time per call."""
+def alternate(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, clock: Clock = time.process_time
+) -> Sides:
+    """Let two sides take turns, after two calls of each that warm up. Seconds are of the clock, per call."""
     sides = (ours, theirs)
-    counts = [max(1, round(SHORTEST / max(_warm(side), 1e-6))) for side in sides]
+    counts = [max(1, round(SHORTEST / max(_warm(side, clock), 1e-6))) for side in sides]
     found: list[tuple[float, float]] = []
     for number in range(rounds):
         took = [0.0, 0.0]
         # Who goes first changes from round to round.
         for i in (0, 1) if number % 2 == 0 else (1, 0):
-            took[i] = seconds(sides[i], counts[i])
+            took[i] = seconds(sides[i], counts[i], clock)
         found.append((took[0], took[1]))
     return Sides(
         statistics.median(a for a, _ in found),
@@ -102,22 +105,22 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: 
     )
 
 
-def seconds(call: Callable[[], object], times: int = 1) -> float:
-    """Processor time of one of `times` calls, garbage collected before and not during."""
+def seconds(call: Callable[[], object], times: int = 1, clock: Clock = time.process_time) -> float:
+    """Time of one of `times` calls, garbage collected before and not during."""
     gc.collect()
     gc.disable()
     try:
-        start = time.process_time()
+        start = clock()
         for _ in range(times):
             call()
-        return (time.process_time() - start) / times
+        return (clock() - start) / times
     finally:
         gc.enable()
 
 
-def _warm(call: Callable[[], object]) -> float:
+def _warm(call: Callable[[], object], clock: Clock) -> float:
     call()
-    return seconds(call)
+    return seconds(call, clock=clock)
 
 
 def faster(name: str, sides: Sides, gate: float, note: str = "") -> Measured:

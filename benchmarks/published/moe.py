@@ -46,7 +46,7 @@ class Dispatcher:
     def combine(self, parts: list[Tensor]) -> Tensor:
         """What the experts say, weighted and summed per sequence, in float32."""
         stitched = torch.cat(parts, 0).float() * self.weights[:, :, None]
-        zeros = torch.zeros(len(self.gates), *stitched.shape[1:], requires_grad=True)
+        zeros = stitched.new_zeros(len(self.gates), *stitched.shape[1:], requires_grad=True)
         return zeros.index_add(0, self.sequence, stitched)
 
 
@@ -78,7 +78,7 @@ class SeqMoE(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Modality -> (T, n, d), and the auxiliary loss: 0.01 sum of CV^2, 0.1 mean cosine over pairs of modalities."""
         out, shares = {}, []
-        balance = torch.zeros(())
+        balance = next(iter(inputs.values())).new_zeros(())
         for name, x in inputs.items():
             if torch.isnan(x).any():
                 raise ValueError(f"NaN in modality '{name}'")

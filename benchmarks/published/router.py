@@ -57,7 +57,7 @@ class Router(nn.Module):
     def _expected_load(self, clean: Tensor, noisy: Tensor, sigma: Tensor, top: Tensor) -> Tensor:
         """Phi((l - threshold) / sigma), the threshold being the logit that it would have to beat."""
         if_in, if_out = top[:, self.k, None], top[:, self.k - 1, None]
-        normal = Normal(torch.tensor([0.0]), torch.tensor([1.0]))
+        normal = Normal(clean.new_tensor([0.0]), clean.new_tensor([1.0]))
         inside = normal.cdf((clean - if_in) / sigma)
         outside = normal.cdf((clean - if_out) / sigma)
         return torch.where(noisy > if_in, inside, outside)

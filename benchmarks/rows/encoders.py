@@ -35,15 +35,16 @@ class Side(NamedTuple):
         self.forward().square().mean().backward()
 
 
-def sides(size: int = SIZE, length: int = LENGTH) -> dict[str, Side]:
+def sides(size: int = SIZE, length: int = LENGTH, device: str = "cpu") -> dict[str, Side]:
     """Both with the same weights, in training mode; a third of the cells is observed, one channel never is."""
     torch.manual_seed(0)
     observed = torch.rand(size, length, CHANNELS) < 0.3
     observed[..., 0] = False
     values = torch.randn(size, length, CHANNELS).masked_fill(~observed, 0.0)
     times, mask = torch.rand(size, length).sort(dim=1).values, observed.float()
-    theirs = TimeAttention(CHANNELS, WIDTH, STEPS, HEADS, TIME_WIDTH, DROPOUT)
-    ours = time_attention(theirs, CHANNELS, WIDTH, TIME_WIDTH)
+    values, times, mask, observed = (t.to(device) for t in (values, times, mask, observed))
+    theirs = TimeAttention(CHANNELS, WIDTH, STEPS, HEADS, TIME_WIDTH, DROPOUT).to(device)
+    ours = time_attention(theirs, CHANNELS, WIDTH, TIME_WIDTH).to(device)
     return {
         "ours": Side(ours, lambda: ours(values, times, observed, 0)),
         "theirs": Side(theirs, lambda: theirs(values, times, mask)),
