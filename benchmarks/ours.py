@@ -71,15 +71,14 @@ class Mixture(nn.Module):
                 head.noise.copy_(router.w_noise.T)
 
     def route(self, inputs: Mapping[str, Sequences]) -> dict[str, Routing]:
-        return {name: self.block.route(name, z, 0) for name, z in inputs.items()}
+        return self.block.route(inputs, 0)
 
     def mix(self, inputs: Mapping[str, Sequences], routings: Mapping[str, Routing]) -> tuple[dict[str, Tensor], Tensor]:
         """What the experts say, and the auxiliary loss, of sequences whose way is known."""
         assert self.block.pool is not None
         out = mixture(inputs, routings, self.block.pool, 0)
         parts = list(routings.values())
-        balance = torch.stack([balance_loss(r) for r in parts]).sum()
-        return out, 0.01 * balance + 0.1 * interaction_loss(parts, "spread", clean=False)
+        return out, 0.01 * balance_loss(parts) + 0.1 * interaction_loss(parts, "spread", clean=False)
 
     def forward(self, inputs: Mapping[str, Sequences]) -> tuple[dict[str, Tensor], Tensor]:
         return self.mix(inputs, self.route(inputs))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flame_moe.nn.gating import GATES, Router, Routing, laplace_logits, noisy_top_k
+from flame_moe.nn.gating import GATES, Router, Routing, choose, laplace_logits, noisy_top_k
 from flame_moe.nn.losses import balance_loss, interaction_loss, squared_variation
 from flame_moe.nn.pooling import last_step, masked_mean, temporal_attention_pool
 from tests.reference import naive_interaction, normal_cdf
@@ -189,7 +189,7 @@ def test_the_balance_loss_and_its_gradient_are_always_finite(
     gate: str, n: int, experts: int, k: int, zero: bool
 ) -> None:
     made, x = router(gate, experts, k, zero=zero).train(), torch.randn(n, 3, 6, requires_grad=True)
-    loss = balance_loss(made(x, torch.ones(n, 3, dtype=torch.bool), 0))
+    loss = balance_loss([made(x, torch.ones(n, 3, dtype=torch.bool), 0)])
     assert bool(torch.isfinite(loss))
     if loss.requires_grad:
         loss.backward()
@@ -200,9 +200,37 @@ def test_the_balance_loss_and_its_gradient_are_always_finite(
 def test_a_balanced_router_has_no_balance_loss() -> None:
     chosen = torch.tensor([[0], [1], [2]])
     even = Routing(chosen, torch.ones(3, 1), torch.full((3, 3), 1 / 3), torch.ones(3))
-    assert float(balance_loss(even)) == pytest.approx(0.0, abs=1e-9)
+    assert float(balance_loss([even])) == pytest.approx(0.0, abs=1e-9)
     lone = Routing(torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1), even.clean, torch.tensor([3.0, 0.0, 0.0]))
-    assert float(balance_loss(lone)) == pytest.approx(6.0, rel=1e-5)
+    assert float(balance_loss([lone])) == pytest.approx(6.0, rel=1e-5)
+
+
+def test_balance_losses_of_several_routers_add_up_whatever_they_choose_from() -> None:
+    routings = [noisy_top_k(logits(3 + m, experts, m), None, 2) for m, experts in enumerate((4, 4, 6))]
+    for some in (routings[:1], routings[:2], routings):
+        alone = [squared_variation(r.sparse().sum(0)) + squared_variation(r.load) for r in some]
+        torch.testing.assert_close(balance_loss(some), torch.stack(alone).sum())
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+@pytest.mark.parametrize("training", [True, False])
+def test_modalities_choose_together_as_they_would_alone(gate: str, training: bool) -> None:
+    """Of like and unlike kinds; without noise, whose numbers are drawn in another order, and with its scales."""
+    routers = [router(gate, 4, 2), router(gate, 4, 2), router(gate, 6, 2), router(gate, 4, 3)]
+    asked = []
+    for i, made in enumerate(routers):
+        made.train(training)
+        x = torch.randn(2 + i, 3, 6, generator=torch.Generator().manual_seed(i))
+        asked.append(made.scores(x, torch.ones(2 + i, 3, dtype=torch.bool), 0))
+    if training:
+        asked = [s._replace(noise=torch.full_like(s.clean, -1e9)) for s in asked]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", torch.zeros_like)
+        together, alone = choose(asked), [choose([s])[0] for s in asked]
+    for one, other in zip(together, alone, strict=True):
+        for got, want in zip(one, other, strict=True):
+            torch.testing.assert_close(got, want)
+    assert [tuple(r.chosen.shape) for r in together] == [(2, 2), (3, 2), (4, 2), (5, 3)]
 
 
 @settings(deadline=None)

@@ -88,7 +88,7 @@ def test_a_progressive_column_adds_what_earlier_columns_say_through_its_adapters
             column = block.columns[str(stage)] if stage else None
             pool = block.pool if column is None else column.pool
             assert isinstance(pool, ExpertPool)
-            y = mixture({name: z}, {name: block.route(name, z, stage)}, pool, stage)[name]
+            y = mixture({name: z}, block.route({name: z}, stage), pool, stage)[name]
             if column is not None:
                 down, up = column.down, column.up
                 assert isinstance(down, StackedLinear)
@@ -105,7 +105,7 @@ def test_low_rank_experts_equal_a_loop_over_steps(tiny_store: Store) -> None:
     block = block_of(learner.model.eval())
     z = Sequences(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
     assert block.pool is not None
-    frozen = mixture({"notes": z}, {"notes": block.route("notes", z, 2)}, block.pool, 2)["notes"]
+    frozen = mixture({"notes": z}, block.route({"notes": z}, 2), block.pool, 2)["notes"]
     first, second = block.columns["1"], block.columns["2"]
     assert isinstance(first, LowRankExperts)
     assert isinstance(second, LowRankExperts)
@@ -130,7 +130,7 @@ def test_low_rank_experts_change_nothing_before_they_are_trained(tiny_store: Sto
     block = block_of(context.model.eval())
     z = Sequences(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))
     assert block.pool is not None
-    plain = mixture({"vitals": z}, {"vitals": block.route("vitals", z, 1)}, block.pool, 1)
+    plain = mixture({"vitals": z}, block.route({"vitals": z}, 1), block.pool, 1)
     torch.testing.assert_close(block._mix_columns({"vitals": z}, 1)[0]["vitals"], plain["vitals"], rtol=0, atol=0)
 
 

@@ -112,7 +112,7 @@ def test_the_mixture_waits_once() -> None:
     block, ready = next(iter(model.before_experts(ragged(PLAIN), 0)))
     assert block.pool is not None
     with Syncs() as syncs:
-        routings = {name: block.route(name, z, 0) for name, z in ready.items()}
+        routings = block.route(ready, 0)
         out = mixture({name: Sequences(*z) for name, z in ready.items()}, routings, block.pool, 0)
     assert set(out) == set(PLAIN.modalities)
     assert syncs.found == list(ALLOWED)

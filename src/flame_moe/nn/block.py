@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flame_moe.nn.attention import SelfAttention
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.experts import ExpertPool
-from flame_moe.nn.gating import Router, Routing
+from flame_moe.nn.gating import Router, Routing, choose
 from flame_moe.nn.moe import Sequences, mixtures
 from flame_moe.nn.stacked import StackedNorm
 from flame_moe.schema import ModelConfig
@@ -171,9 +171,7 @@ class Block(nn.Module):
         assert self.pool is not None
         if any(self.columns_until(cursor) for _, cursor in parts):
             return [self._mix_columns(ready, cursor) for ready, cursor in parts]
-        routed = [
-            (ready, {name: self.route(name, z, cursor) for name, z in ready.items()}, cursor) for ready, cursor in parts
-        ]
+        routed = [(ready, self.route(ready, cursor), cursor) for ready, cursor in parts]
         said = mixtures(routed, self.pool)
         return [(y, routings) for y, (_, routings, _) in zip(said, routed, strict=True)]
 
@@ -182,13 +180,22 @@ class Block(nn.Module):
         columns = self.columns_until(cursor)
         return columns[max(columns)].mix(self, ready, cursor) if columns else self._mix([(ready, cursor)])[0]
 
-    def route(self, name: str, z: Sequences, cursor: int) -> Routing:
-        """Where a modality's sequences go."""
-        if self.preset.experts == "routed":
-            return self.routers[self._router_key(name)](z.x, z.mask, cursor)
-        n, k = len(z.x), self.config.top_k
-        index = torch.arange(k, device=z.x.device).expand(n, k)
-        even = torch.full((n, k), 1.0 / k, device=z.x.device)
+    def route(self, ready: Mapping[str, Sequences], cursor: int) -> dict[str, Routing]:
+        """Where the sequences of every modality go."""
+        if self.preset.experts != "routed":
+            return {name: self._to_all(z.x) for name, z in ready.items()}
+        scores = []
+        for name, z in ready.items():
+            router = self.router(name)
+            assert router is not None
+            scores.append(router.scores(z.x, z.mask, cursor))
+        return dict(zip(ready, choose(scores), strict=True))
+
+    def _to_all(self, x: Tensor) -> Routing:
+        """Every sequence to every expert, in equal shares."""
+        n, k = len(x), self.config.top_k
+        index = torch.arange(k, device=x.device).expand(n, k)
+        even = torch.full((n, k), 1.0 / k, device=x.device)
         return Routing(index, even, even, even.sum(0))
 
     def router(self, name: str) -> Router | None:

@@ -38,7 +38,7 @@ class MoreExperts(Column):
     ) -> tuple[dict[str, Tensor], dict[str, Routing]]:
         columns = [c for c in block.columns_until(cursor).values() if isinstance(c, MoreExperts)]
         assert block.pool is not None
-        routings = {name: block.route(name, z, cursor) for name, z in ready.items()}
+        routings = block.route(ready, cursor)
         return mixture(ready, routings, Joined([block.pool, *(c.pool for c in columns)]), cursor), routings
 
 
@@ -71,7 +71,7 @@ class Progressive(Column):
         routings: dict[str, Routing] = {}
         for stage, column in [(0, None), *block.columns_until(cursor).items()]:
             known = {name: z for name, z in ready.items() if block.routes(name, stage)}
-            routings = {name: block.route(name, z, stage) for name, z in known.items()}
+            routings = block.route(known, stage)
             pool = block.pool if column is None else column.pool
             assert isinstance(pool, ExpertPool)
             mixed = mixture(known, routings, pool, stage) if known else {}
@@ -111,7 +111,7 @@ class LowRankExperts(Column):
         self, block: Block, ready: Mapping[str, Sequences], cursor: int
     ) -> tuple[dict[str, Tensor], dict[str, Routing]]:
         assert block.pool is not None
-        routings = {name: block.route(name, z, cursor) for name, z in ready.items()}
+        routings = block.route(ready, cursor)
         mixed = mixture(ready, routings, block.pool, cursor)
         columns = [c for c in block.columns_until(cursor).values() if isinstance(c, LowRankExperts)]
         a = torch.cat([c.a.effective(cursor) for c in columns])

@@ -8,22 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_moe.nn.gating import Routing
+from flame_moe.nn.gating import Routing, sparse, sums
 from flame_moe.schema import Task
 
 _FOCUS = 2.0
 
 
 def squared_variation(v: Tensor) -> Tensor:
-    """CV^2: unbiased variance over squared mean, (E,) -> scalar; 0 for one expert, finite gradient when balanced."""
-    if v.numel() < 2:
-        return v.sum() * 0.0
-    return v.var(unbiased=True) / (v.mean().square() + 1e-10)
+    """CV^2: unbiased variance over squared mean, (..., E) -> (...); 0 for one expert, finite gradient when balanced."""
+    if v.shape[-1] < 2:
+        return v.sum(-1) * 0.0
+    return v.var(-1, unbiased=True) / (v.mean(-1).square() + 1e-10)
 
 
-def balance_loss(routing: Routing) -> Tensor:
-    """CV^2 of importance (sum of gates) plus CV^2 of load, for one router."""
-    return squared_variation(routing.sparse().sum(0)) + squared_variation(routing.load)
+def balance_loss(routings: Sequence[Routing]) -> Tensor:
+    """CV^2 of importance (sum of gates) plus CV^2 of load, summed over routers.
+
+    Args:
+        routings: one per router, at least one.
+    """
+    if len({r.clean.shape[1] for r in routings}) > 1:
+        return torch.stack([balance_loss([r]) for r in routings]).sum()
+    importance = sums(sparse(routings), tuple(len(r.gates) for r in routings))
+    return squared_variation(torch.cat([importance, torch.stack([r.load for r in routings])])).sum()
 
 
 def interaction_loss(routings: Sequence[Routing], mode: str, *, clean: bool = True) -> Tensor | float:
@@ -38,7 +45,7 @@ def interaction_loss(routings: Sequence[Routing], mode: str, *, clean: bool = Tr
     """
     if mode == "none" or len(routings) < 2:
         return 0.0
-    p = torch.stack([(r.clean if clean else r.sparse()).mean(0) for r in routings])
+    p = torch.stack([r.clean.mean(0) if clean else r.sparse().mean(0) for r in routings])
     p = F.normalize(p, dim=1)
     m = len(routings)
     pairs = (p.sum(0).square().sum() - p.square().sum()) / (m * (m - 1))

@@ -207,7 +207,7 @@ class Flame(nn.Module):
         for routed in routings:
             parts = list(routed.values())
             if parts:
-                balance = torch.stack([balance_loss(r) for r in parts]).sum()
+                balance = balance_loss(parts)
                 spread = interaction_loss(parts, task.interaction, clean=self.preset.clean_interaction)
                 total = total + self.config.balance * balance + self.config.interaction * spread
         return total

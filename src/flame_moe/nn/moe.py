@@ -121,7 +121,9 @@ def mixtures(
     """
     cursors = sorted({cursor for _, _, cursor in parts})
     every = [(s, routed[name], cursor) for inputs, routed, cursor in parts for name, s in inputs.items()]
-    keyed = [r._replace(chosen=r.chosen + pool.experts * cursors.index(cursor)) for _, r, cursor in every]
+    # (cursor, expert) as one number; of the first cursor it is the expert's own.
+    first = {cursor: pool.experts * place for place, cursor in enumerate(cursors)}
+    keyed = [r._replace(chosen=r.chosen + first[c]) if first[c] else r for _, r, c in every]
     shapes = [(s.x.shape[0], s.x.shape[1]) for s, _, _ in every]
     single = all(t == 1 for _, t in shapes) and not pool.observed
     rows, gates_SK = plan(shapes, keyed, len(cursors) * pool.experts, 1 if single else pool.kernel)
