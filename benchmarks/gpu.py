@@ -174,7 +174,7 @@ def agree(net: nn.Module, cursor: int) -> None:
     """Insist that the device says what the processor says."""
     net.eval()
     part = models.batch()
-    with torch.inference_mode():
+    with torch.no_grad():
         want = net(part, cursor).logits
         got = net.to(DEVICE)(to_device(part, torch.device(DEVICE)), cursor).logits.cpu()
     insist_equal("logits of processor and device", got, want, atol=1e-4)

@@ -35,7 +35,9 @@ class Pair(NamedTuple):
         """Batch first, nothing padded."""
         return [
             {
-                n: Sequences(x.transpose(0, 1).contiguous(), torch.ones(x.shape[1::-1], dtype=torch.bool))
+                n: Sequences(
+                    x.transpose(0, 1).contiguous(), torch.ones(x.shape[1::-1], dtype=torch.bool, device=x.device)
+                )
                 for n, x in b.items()
             }
             for b in self.batches

@@ -2,7 +2,8 @@
 
 How many rows an expert gets is known on the device alone. Each expert's rows are therefore filled up with zeros to a
 multiple of the block: R rows and E experts need at most floor(R / B) + E blocks, a number that the host knows, so it
-waits for nothing, whatever the type of the numbers. Gradients come from autograd.
+waits for nothing, whatever the type of the numbers. Nothing is added up by competing threads: what is gathered forward
+is gathered back, in a fixed order, so that a step gives the same numbers every time.
 
 Shape suffixes: S packed steps, R routed rows sorted by expert, N blocks of B rows, E experts, K experts per step,
 d width, H hidden, k kernel width.
@@ -47,7 +48,8 @@ def by_blocks(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rat
 
     near = torch.full((blocks * size, rows.near.shape[1]), len(x) - 1, device=x.device)
     near = near.index_copy_(0, place_R, rows.near)
-    near_NBD = x.index_select(0, near.flatten()).view(blocks, size, -1)
+    # PyTorch leaves Function.apply without annotations.
+    near_NBD = _Near.apply(x, near, rows, place_R).view(blocks, size, -1)  # type: ignore[no-untyped-call]
     # (N, E) with a one at the expert of each block: the way back of every weight is a product with it, in fixed order.
     own_NE = (expert_N[:, None] == torch.arange(experts, device=x.device)).to(x.dtype)
 
@@ -61,8 +63,8 @@ def by_blocks(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rat
     h = (F.layer_norm(z, (width,), eps=EPS) * gain + shift).to(x.dtype)
     q = dropout(F.gelu(product(h, w.fc1, w.fc1_bias)), rate)
     said = product(q, w.fc2, w.fc2_bias).view(-1, width)
-    back = place_R[rows.back]
-    return F.embedding_bag(back, said, per_sample_weights=gates.to(said.dtype), mode="sum")
+    answers_SKd = _Back.apply(said, place_R[rows.back].flatten()).view(*rows.back.shape, width)  # type: ignore[no-untyped-call]
+    return torch.bmm(gates[:, None].to(said.dtype), answers_SKd)[:, 0]
 
 
 def block_size(rows: int, experts: int) -> int:
@@ -93,7 +95,6 @@ def _of_blocks(weight: Tensor, expert_N: Tensor, own_NE: Tensor) -> Tensor:
     """(E, ...) -> (N, ...)."""
     if not weight.requires_grad:
         return weight.index_select(0, expert_N)
-    # PyTorch leaves Function.apply without annotations.
     chosen: Tensor = _Chosen.apply(weight, expert_N, own_NE)  # type: ignore[no-untyped-call]
     return chosen
 
@@ -112,3 +113,45 @@ class _Chosen(torch.autograd.Function):
         (gradient,), (own_NE,) = gradients, ctx.saved_tensors
         summed = own_NE.to(gradient.dtype).mT @ gradient.flatten(1)
         return summed.view(-1, *gradient.shape[1:]), None, None
+
+
+class _Near(torch.autograd.Function):
+    """(S + 1, d) -> (N B k, d), each row with its neighbours.
+
+    On the way back a step collects what the rows that read it say. Tap j of a row r read the step that lies j - k // 2
+    further on; if that is the step of row q, r = q - (j - k // 2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, near: Tensor, rows: Rows, place_R: Tensor) -> Tensor:
+        ctx.rows, ctx.place = rows, place_R
+        return x.index_select(0, near.flatten())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (gradient,), rows = gradients, ctx.rows
+        taps, (steps, width) = rows.near.shape[1], (len(rows.back), gradient.shape[1])
+        tap_k = torch.arange(taps, device=gradient.device)
+        reader_SKk = (rows.back[..., None] - (tap_k - taps // 2)).clamp_(0, len(ctx.place) - 1)
+        read_SKk = rows.near[reader_SKk, tap_k] == torch.arange(steps, device=gradient.device)[:, None, None]
+        where = (ctx.place[reader_SKk] * taps + tap_k).flatten()
+        said = gradient.index_select(0, where).view(steps, -1, width)
+        own = torch.bmm(read_SKk.view(steps, 1, -1).to(said.dtype), said)[:, 0]
+        return torch.cat([own, own.new_zeros(1, width)]), None, None, None
+
+
+class _Back(torch.autograd.Function):
+    """`index_select` of rows of which none is asked for twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (gradient,), (index,) = gradients, ctx.saved_tensors
+        return gradient.new_zeros(ctx.size, gradient.shape[1]).index_copy_(0, index, gradient), None
