@@ -35,10 +35,11 @@ def unwaiting() -> Iterator[None]:
 
 def gradients(net: Flame, device: torch.device, cursor: int) -> dict[str, Tensor]:
     part = to_device(models.batch(), device)
-    net.to(device).zero_grad(set_to_none=True)
+    net.zero_grad(set_to_none=True)  # moving a network moves its gradients with it
+    net.to(device)
     out = net(part, cursor)
     (task_loss(models.TASK, out.logits, part.target).mean() + out.aux).backward()
-    return {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None}
+    return {name: p.grad.cpu().clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("stages", [1, 4])
@@ -70,6 +71,7 @@ def test_inference_and_a_training_step_wait_for_nothing(stages: int) -> None:
     with unwaiting():
         call()
     models.begin(net, stages)
+    net.to(GPU)
     step = models.training_step(net, part, stages)
     step()
     with unwaiting():
@@ -98,7 +100,7 @@ def test_no_logit_of_an_earlier_stage_changes_by_one_bit() -> None:
 def test_the_mixture_is_the_published_one(workload: str) -> None:
     made = moe.pair(workload, 8, 1)
     batches = [{name: x.to(GPU) for name, x in batch.items()} for batch in made.batches]
-    moe.check(moe.Pair(made.ours.to(GPU), made.theirs.to(GPU), batches), workload)
+    moe.check(moe.Pair(made.ours.to(GPU), made.theirs.to(GPU), batches), workload, atol=2e-4)
 
 
 def test_time_attention_is_the_published_one() -> None:
