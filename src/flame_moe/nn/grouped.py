@@ -126,6 +126,8 @@ def apply_experts(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows,
         (S, d).
     """
     flat = [tensor for w in sets for tensor in w]
+    if not torch.is_grad_enabled():
+        return _answer(x, gates, _experts(flat), rows, rows.counts.tolist(), rate, None)
     # PyTorch leaves Function.apply without annotations.
     out: Tensor = _Experts.apply(x, gates, *flat, rows, rows.counts.tolist(), rate)  # type: ignore[no-untyped-call]
     return out
@@ -135,17 +137,9 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gates: Tensor, *rest: Any) -> Tensor:
         *tensors, rows, counts, rate = rest
-        experts = _experts(tensors)
-        said = x.new_empty(len(rows.place), x.shape[1])
         learns = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        with torch.autocast(x.device.type, enabled=False):
-            for block in _blocks(counts, experts[0]):
-                left = _forward(x, experts, rows, block, rate, said[block.start : block.end], learns)
-                kept += [] if left is None else [t for t in left if t is not None]
-            out: Tensor = torch.embedding_bag(
-                said, rows.back.flatten(), _ends(rows.back), per_sample_weights=gates.flatten().to(said.dtype)
-            )[0]
+        out = _answer(x, gates, _experts(tensors), rows, counts, rate, kept if learns else None)
         if learns:
             ctx.save_for_backward(x, gates, *tensors, *kept)
             ctx.rows, ctx.counts, ctx.rate, ctx.weights = rows, counts, rate, len(tensors)
@@ -176,6 +170,26 @@ class _Experts(torch.autograd.Function):
             dx = torch.cat([gathered, x.new_zeros(1, x.shape[1])])
         dgates = torch.empty_like(gates).flatten().scatter_(0, rows.place, dgate.to(gates.dtype)).view_as(gates)
         return (dx, dgates, *dw, None, None, None)
+
+
+def _answer(
+    x: Tensor,
+    gates: Tensor,
+    experts: Sequence[Weights],
+    rows: Rows,
+    counts: Sequence[int],
+    rate: float,
+    kept: list[Tensor] | None,
+) -> Tensor:
+    """The forward pass; what the way back needs is put into `kept`, if there is to be one."""
+    said = x.new_empty(len(rows.place), x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):
+        for block in _blocks(counts, experts[0]):
+            left = _forward(x, experts, rows, block, rate, said[block.start : block.end], kept is not None)
+            if kept is not None and left is not None:
+                kept += [t for t in left if t is not None]
+        weights = gates.flatten().to(said.dtype)
+        return torch.embedding_bag(said, rows.back.flatten(), _ends(rows.back), per_sample_weights=weights)[0]
 
 
 def _experts(tensors: Sequence[Tensor]) -> list[Weights]:

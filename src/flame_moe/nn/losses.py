@@ -45,8 +45,9 @@ def interaction_loss(routings: Sequence[Routing], mode: str, *, clean: bool = Tr
     """
     if mode == "none" or len(routings) < 2:
         return 0.0
-    p = torch.stack([r.clean.mean(0) if clean else r.sparse().mean(0) for r in routings])
-    p = F.normalize(p, dim=1)
+    # Of sums over samples, for only their direction matters.
+    rows = torch.cat([r.clean for r in routings]) if clean else sparse(routings)
+    p = F.normalize(sums(rows, tuple(len(r.clean) for r in routings)), dim=1)
     m = len(routings)
     pairs = (p.sum(0).square().sum() - p.square().sum()) / (m * (m - 1))
     return pairs if mode == "spread" else -pairs

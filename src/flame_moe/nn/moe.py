@@ -28,8 +28,8 @@ class Sequences(NamedTuple):
     mask: Tensor
 
     def zeroed(self) -> Tensor:
-        """(n, T, d) with exact zeros on padding."""
-        return self.x.masked_fill(~self.mask[..., None], 0.0)
+        """(n, T, d) with exact zeros on padding; a sequence of one step has none."""
+        return self.x if self.x.shape[1] == 1 else self.x.masked_fill(~self.mask[..., None], 0.0)
 
 
 class Dispatch(NamedTuple):
