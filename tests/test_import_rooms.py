@@ -20,13 +20,14 @@ MAY: dict[str, set[str]] = {
     "locking": {"errors"},
     "schema": {"errors"},
     "batch": {"errors"},
-    "foreign": {"errors"},
+    "extras": {"errors"},
+    "foreign": {"errors", "extras"},
     "profile": {"errors", "schema"},
     "results": {"errors", "schema", "files", "profile"},
     "environment": {"results"},
     "progression": {"errors", "schema", "results"},
     "measures": {"results", "progression"},
-    "data": FOUNDATION | {"profile", "foreign"},
+    "data": FOUNDATION | {"profile", "foreign", "extras"},
     "nn": {"errors", "schema", "batch", "foreign"},
     "training": FOUNDATION | {"data", "nn", "results"},
     "continual": FOUNDATION | {"data", "nn", "training"},
@@ -38,9 +39,11 @@ MAY: dict[str, set[str]] = {
     | RESULTS
     | {"environment", "data", "nn", "training", "continual", "report", "recorder", "runs", "locking"},
     "scoring": FOUNDATION | RESULTS | {"data", "nn", "training", "continual", "analysis", "recorder", "runs"},
-    "mllm": FOUNDATION | RESULTS | {"environment", "foreign", "locking", "training", "continual", "nn", "report"},
+    "mllm": FOUNDATION
+    | RESULTS
+    | {"environment", "foreign", "extras", "locking", "training", "continual", "nn", "report"},
 }
-FREE = {"experiments", "recipes", "cli", "cli_progress", "cli_show"}
+FREE = {"experiments", "recipes", "cli", "cli_mllm", "cli_progress", "cli_show"}
 """Rooms at the very end: they may import everything, and nothing above imports them."""
 NOT_IN = {
     "data": {"torch.nn", "matplotlib", "typer", "rich"},

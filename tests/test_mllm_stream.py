@@ -435,6 +435,17 @@ def test_the_command_prints_the_matrix_and_writes_a_run(stream: Stream, mllm_cac
 def test_unknown_names_are_told(stream: Stream, mllm_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Did you mean 'tiny'"):
         open_stream("tini", "a", mllm_cache)
+    for word, said in (("tpu", "there is no 'tpu'"), ("cuda", "finds no CUDA device")):
+        if word == "tpu" or not torch.cuda.is_available():
+            with pytest.raises(RecipeError, match=said) as caught:
+                learn_stream(stream, "identity", accelerator=word)
+            assert "--accelerator" in str(caught.value)
+    out = tmp_path / "not-made"
+    words = ["mllm", "run", "tiny-ci", str(out), "--method", "identity", "--accelerator", "gpu"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "Give cpu, cuda, auto" in refused.stderr
+    assert not out.exists()
     with pytest.raises(RecipeError, match="no order 'c'"):
         open_stream("tiny-ci", "c", mllm_cache)
     with pytest.raises(RecipeError, match="Did you mean 'sequential'"):

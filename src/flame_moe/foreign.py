@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_moe.errors import DataError, ExtraMissingError
+from flame_moe.extras import needed
 
 _WIDTHS = ("hidden_size", "d_model", "dim", "n_embd", "hidden_sizes", "embed_dim")
 _FOREIGN = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_name_or_path", "dtype")
@@ -23,12 +24,7 @@ def library() -> Any:
     Raises:
         ExtraMissingError: if it is not installed.
     """
-    try:
-        import transformers
-    except ImportError:
-        mend = "Install it with: pip install 'flame-moe[text]'"
-        raise ExtraMissingError("pre-trained models need the package transformers", mend=mend) from None
-    return transformers
+    return needed("transformers", "text", "a pre-trained model")
 
 
 def model_width(config: Mapping[str, Any], where: str = "") -> int:

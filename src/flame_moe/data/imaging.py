@@ -6,7 +6,6 @@ Both functions are pure: the same file gives the same numbers, and nothing is fi
 
 from __future__ import annotations
 
-import importlib
 import struct
 import warnings
 import zlib
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from flame_moe.errors import DataError, ExtraMissingError
+from flame_moe.errors import DataError
+from flame_moe.extras import needed
 
 Array = NDArray[Any]
 
@@ -124,11 +124,7 @@ def score_volume(
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        what = f"reading images needs {name.split('.')[0]}, which is not installed"
-        raise ExtraMissingError(what, mend="Install it with: pip install 'flame-moe[imaging]'.") from None
+    return needed(name, "imaging", "reading images")
 
 
 def _is_dicom(path: Path) -> bool:

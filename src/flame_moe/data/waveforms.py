@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from flame_moe.errors import DataError, ExtraMissingError, nearest
+from flame_moe.errors import DataError, nearest
+from flame_moe.extras import needed
 
 _BROKEN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What the reader raises on records that are damaged or not what their name says."""
@@ -120,8 +120,4 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _wfdb() -> Any:
-    try:
-        return importlib.import_module("wfdb")
-    except ImportError:
-        what = "reading waveforms needs wfdb, which is not installed"
-        raise ExtraMissingError(what, mend="Install it with: pip install 'flame-moe[waveforms]'.") from None
+    return needed("wfdb", "waveforms", "reading waveforms")

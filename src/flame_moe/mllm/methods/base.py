@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flame_moe.errors import ExtraMissingError
+from flame_moe.extras import needed
 from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
 from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.score import answer_loss
@@ -192,12 +192,7 @@ def library() -> Any:
     Raises:
         ExtraMissingError: if it is not installed.
     """
-    try:
-        import peft
-    except ImportError:
-        mend = "Install it with: pip install 'flame-moe[mllm]'"
-        raise ExtraMissingError("continual adapters need the package peft", mend=mend) from None
-    return peft
+    return needed("peft", "mllm", "a continual adapter")
 
 
 def with_adapter(model: Any, name: str, settings: Settings, seed: int) -> Any:
