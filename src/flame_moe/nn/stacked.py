@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,13 @@ class Growable(nn.Module, ABC):
         """Allocate what `structure` names, so that a state dict can be loaded strictly."""
 
 
+class _Sum(NamedTuple):
+    """The dense weight of a cursor, and what it was made from."""
+
+    total: Tensor
+    sources: list[tuple[str, Tensor, int]]
+
+
 class StackedMatrix(Growable):
     """A linear map (out, in), or a stack of them (..., out, in), that grows by frozen low-rank slices (Eq. 3-4).
 
@@ -90,7 +97,7 @@ class StackedMatrix(Growable):
         self.delta_stage: int | None = None
         self._kind: Kind = "dense"
         self._slices: dict[int, Kind] = {}
-        self._cache: OrderedDict[int, tuple[tuple[int, ...], Tensor]] = OrderedDict()
+        self._cache: OrderedDict[int, _Sum] = OrderedDict()
 
     @property
     def matrices(self) -> int:
@@ -220,25 +227,36 @@ class StackedMatrix(Growable):
         """Base plus the given slices, added in order so that every prefix is reused bit for bit."""
         if not stages:
             return self.base if self.base.numel() else self.base.new_zeros(self.shape)
-        versions = self._versions(stages)
         hit = self._cache.get(stages[-1])
-        if hit is not None and hit[0] == versions and not self.base.requires_grad:
+        if hit is not None and self._holds(hit):
             self._cache.move_to_end(stages[-1])
-            return hit[1]
+            return hit.total
         part = self.slice(stages[-1])
         # A sum that is first read while predicting must not stay an inference tensor: later training reads it too.
         with torch.inference_mode(False):
             total = self._frozen(stages[:-1]) + self._dense(part)
         if not self.base.requires_grad:
-            self._cache[stages[-1]] = (versions, total)
+            self._cache[stages[-1]] = _Sum(total, self._sources(stages))
             if len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         return total
 
-    def _versions(self, stages: tuple[int, ...]) -> tuple[int, ...]:
-        """Identity and write counter of everything a cached sum was made from: any change makes the entry stale."""
-        flat = [t for s in stages for t in self._named(f"slice{s}_").values()]
-        return tuple(number for t in (self.base, *flat) for number in (id(t), t._version))
+    def _sources(self, stages: tuple[int, ...]) -> list[tuple[str, Tensor, int]]:
+        """Name, tensor and write counter of everything that a sum is made from."""
+        names = ["base", *(f"slice{s}_{name}" for s in stages for name in self._named(f"slice{s}_"))]
+        own: dict[str, Tensor | None] = {**self._parameters, **self._buffers}
+        return [(name, t, t._version) for name in names if (t := own[name]) is not None]
+
+    def _holds(self, cached: _Sum) -> bool:
+        """Whether a cached sum is still one of the tensors that are there: the same ones, never written to since."""
+        if self.base.requires_grad:
+            return False
+        parameters, buffers = self._parameters, self._buffers
+        for name, tensor, version in cached.sources:
+            now = buffers[name] if name in buffers else parameters.get(name)
+            if now is not tensor or tensor._version != version:
+                return False
+        return True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedMatrix:
         self._cache.clear()
@@ -262,19 +280,23 @@ class StageVector(Growable):
     def __init__(self, value: Tensor, stage: int = 0) -> None:
         super().__init__()
         self.copies = nn.ParameterDict({str(stage): nn.Parameter(value.clone())})
+        self._places: dict[int, str] = {}
+        """Which copy a cursor reads; forgotten when copies come or go."""
 
     def at(self, cursor: int) -> Tensor:
         """The copy that a task with this cursor reads."""
-        copies = self.copies
-        if len(copies) == 1:
-            return next(iter(copies.values()))
-        stages = [int(s) for s in copies]
-        return copies[str(max((s for s in stages if s <= cursor), default=min(stages)))]
+        place = self._places.get(cursor)
+        if place is None:
+            stages = [int(s) for s in self.copies]
+            place = str(max((s for s in stages if s <= cursor), default=min(stages)))
+            self._places[cursor] = place
+        return self.copies[place]
 
     def grow(self, stage: int) -> None:
         source = self.at(stage)
         self.copies.requires_grad_(False)
         self.copies[str(stage)] = nn.Parameter(source.detach().clone())
+        self._places = {}
 
     def commit(self, factorise: Factorise | None = None) -> float | None:
         """Freeze the newest copy, or drop it if training left it as it was."""
@@ -282,6 +304,7 @@ class StageVector(Growable):
         stages = sorted(int(s) for s in self.copies)
         if len(stages) > 1 and torch.equal(self.copies[str(stages[-1])], self.copies[str(stages[-2])]):
             del self.copies[str(stages[-1])]
+            self._places = {}
         return None
 
     def structure(self) -> dict[str, Any]:
@@ -291,6 +314,7 @@ class StageVector(Growable):
         like = next(iter(self.copies.values()))
         self.copies = nn.ParameterDict({str(s): nn.Parameter(torch.empty_like(like)) for s in structure["stages"]})
         self.copies.requires_grad_(False)
+        self._places = {}
 
 
 class Settled(Growable):
