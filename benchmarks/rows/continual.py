@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import models
@@ -18,7 +16,7 @@ from benchmarks.published.stacks import LowRankExpert, StackedExpertMLP, Truncat
 from flame_moe.continual.truncation import by_weight
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Routing
-from flame_moe.nn.moe import Sequences, mixture
+from flame_moe.nn.moe import Sequences, mixture, mixtures
 from flame_moe.nn.slices import LowRank
 from flame_moe.nn.stacked import StackedMatrix, growables
 
@@ -133,41 +131,27 @@ def train(settings: Settings) -> Iterator[Measured]:
 
 
 def mixed(settings: Settings) -> Iterator[Measured]:
-    """One weight, rows of sixteen cursors in one batch: sorted by cursor, against setting a cursor and rebuilding."""
-    torch.manual_seed(0)
-    matrix = StackedMatrix(WIDTH, WIDTH)
-    with torch.no_grad():
-        for stage in range(1, STAGES):
-            matrix.grow(stage)
-            assert matrix.delta is not None
-            matrix.delta.normal_(std=0.02)
-            matrix.commit(by_weight(RANK))
-    slices = [matrix.slice(s) for s in matrix.stages]
-    x, cursors = torch.randn(512, WIDTH), torch.arange(512) % STAGES
-    cursors = cursors[torch.randperm(512)]
+    """An expert after 16 stages, 512 tokens of 16 cursors in one pass, against one cursor after the other, each with
+    its weights rebuilt."""
+    ours, same, _, _ = three()
+    parts = torch.randn(512, 1, WIDTH).split(512 // STAGES)
+    asked = []
+    for cursor, x in enumerate(parts):
+        one = torch.ones(len(x), 1)
+        way = Routing(torch.zeros(len(x), 1, dtype=torch.long), one, one, one.sum(0))
+        asked.append(({"x": Sequences(x, torch.ones(len(x), 1, dtype=torch.bool))}, {"x": way}, cursor))
 
-    def theirs() -> Tensor:
-        out = torch.zeros(len(x), WIDTH)
-        for cursor in range(STAGES):
-            rows = (cursors == cursor).nonzero()[:, 0]
-            weight = matrix.base
-            for part in slices[:cursor]:
-                weight = weight + part.a @ part.b
-            out[rows] = F.linear(x[rows], weight)
-        return out
+    def mine() -> list[Tensor]:
+        return [said["x"] for said in mixtures(asked, ours.pool)]
 
-    def ours() -> Tensor:
-        order = cursors.argsort(stable=True)
-        ends = torch.bincount(cursors, minlength=STAGES).cumsum(0).tolist()
-        ready = x.index_select(0, order)
-        out = torch.empty(len(x), WIDTH)
-        for cursor, (start, end) in enumerate(pairwise([0, *ends])):
-            torch.mm(ready[start:end], matrix.effective(cursor).T, out=out[start:end])
-        return torch.empty_like(out).index_copy_(0, order, out)
+    def theirs() -> list[Tensor]:
+        return [same(x, cursor) for cursor, x in enumerate(parts)]
 
+    ours.eval()
+    same.eval()
     with torch.inference_mode():
-        insist_equal("mixed cursors", ours(), theirs())
-        yield faster("cl-mixed-cursors", alternate(ours, theirs, settings.rounds), 6.0)
+        insist_equal("mixed cursors", torch.cat(mine()), torch.cat(theirs()))
+        yield faster("cl-mixed-cursors", alternate(mine, theirs, settings.rounds), 6.0)
 
 
 def forget_zero(settings: Settings) -> Iterator[Measured]:

@@ -27,9 +27,15 @@ class Sequences(NamedTuple):
     x: Tensor
     mask: Tensor
 
-    def zeroed(self) -> Tensor:
-        """(n, T, d) with exact zeros on padding; a sequence of one step has none."""
-        return self.x if self.x.shape[1] == 1 else self.x.masked_fill(~self.mask[..., None], 0.0)
+
+def packed(every: Sequence[Sequences]) -> Tensor:
+    """(S + 1, d): the steps of all sequences one after the other, zeros on padding, and a row of zeros."""
+    flat = [s.x.flatten(0, 1) for s in every]
+    x_ZD = torch.cat([*flat, flat[0].new_zeros(1, flat[0].shape[1])])
+    if all(s.x.shape[1] == 1 for s in every):  # a sequence of one step has no padding
+        return x_ZD
+    gone = ~torch.cat([*(s.mask.flatten() for s in every), every[0].mask.new_zeros(1)])
+    return x_ZD.masked_fill_(gone[:, None], 0.0)
 
 
 class Dispatch(NamedTuple):
@@ -127,8 +133,7 @@ def mixtures(
     shapes = [(s.x.shape[0], s.x.shape[1]) for s, _, _ in every]
     single = all(t == 1 for _, t in shapes) and not pool.observed
     rows, gates_SK = plan(shapes, keyed, len(cursors) * pool.experts, 1 if single else pool.kernel)
-    flat = [s.zeroed().flatten(0, 1) for s, _, _ in every]
-    x_ZD = torch.cat([*flat, flat[0].new_zeros(1, flat[0].shape[1])])
+    x_ZD = packed([s for s, _, _ in every])
     if pool.observed:
         out_SD = _observed(x_ZD, torch.cat([s.mask.flatten() for s, _, _ in every]), gates_SK, rows, pool, *cursors)
     else:
