@@ -104,7 +104,7 @@ TIERS: dict[str, Tier] = {
     "smollm2": Tier(
         tasks=("code", "parity", "bars", "backwards", "sums"),
         counts=(600, 60, 100, 36),
-        settings=Settings(steps=40, batch=12, lr=1e-3, gate_steps=60, importance_samples=40),
+        settings=Settings(steps=40, batch=12, lr=3e-3, gate_steps=60, importance_samples=40),
         config=None,
         licence="tasks made here; SmolLM2-135M-Instruct, Apache-2.0",
     ),
