@@ -16,9 +16,11 @@ from flame_moe.errors import CheckpointError, DataError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
 
+from peft import PeftModel
+
 from flame_moe.mllm.methods import METHODS, Settings
 from flame_moe.mllm.methods.experts import Identity, OLora
-from flame_moe.mllm.run import free, learn_stream, write_run
+from flame_moe.mllm.run import ADAPTERS, REPORT, RESULTS, free, learn_stream, write_run
 from flame_moe.mllm.stream.base import Base
 from flame_moe.mllm.stream.encode import IGNORED, shuffled, together
 from flame_moe.mllm.stream.foundation import SKILLS, foundation
@@ -427,6 +429,22 @@ def test_the_command_prints_the_matrix_and_writes_a_run(stream: Stream, mllm_cac
     assert "there is a run already" in again.stderr
     listed = CliRunner().invoke(app, ["mllm", "methods"]).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(METHODS)
+
+
+@pytest.mark.parametrize("name", ["identity", "routed", "pass-moe"])
+def test_what_was_learned_is_kept_and_answers_as_it_did(stream: Stream, tmp_path: Path, name: str) -> None:
+    found = learn_stream(stream, name, changes={"steps": 4, "gate_steps": 2})
+    write_run(found.results, tmp_path / "run", found.method)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {RESULTS, REPORT, ADAPTERS}
+    kept = tmp_path / "run" / ADAPTERS
+    last = stream.tasks[-1]
+    batch = last.test.batch(torch.arange(8), found.method.embedding)
+    place = {"identity": kept / last.name, "routed": kept / "router", "pass-moe": kept / "mixture"}[name]
+    again = PeftModel.from_pretrained(stream.model(), str(place if place.is_dir() else kept))
+    with torch.no_grad():
+        inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
+        said = again.eval()(**inputs, use_cache=False).logits
+        assert torch.equal(said, found.method.logits(batch, last.name))
 
 
 # Bad input

@@ -30,6 +30,9 @@ def run_language(
     accelerator: Annotated[
         str, typer.Option("--accelerator", help="Where it learns: cpu, cuda, or auto for what is there.")
     ] = "cpu",
+    keep: Annotated[
+        bool, typer.Option("--save-adapters", help="Keep what was learned in OUT/adapters, as PEFT keeps adapters.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
 ) -> None:
     """Learn a stream of tasks of a language model with one method; prints the accuracy matrix as it grows.
@@ -45,7 +48,7 @@ def run_language(
     from flame_moe.cli_progress import errors, waiting
     from flame_moe.cli_show import show_answers
     from flame_moe.mllm.methods import method_named
-    from flame_moe.mllm.run import REPORT, RESULTS, free, learn_stream, write_run
+    from flame_moe.mllm.run import ADAPTERS, REPORT, RESULTS, free, learn_stream, write_run
     from flame_moe.mllm.stream.base import default_cache
     from flame_moe.mllm.stream.tiers import open_stream
     from flame_moe.recipes import parse_assignment
@@ -53,7 +56,7 @@ def run_language(
 
     method_named(method)
     choose_device(accelerator, where="--accelerator")
-    free(out, (RESULTS, REPORT), overwrite=overwrite)
+    free(out, (RESULTS, REPORT, ADAPTERS), overwrite=overwrite)
     with waiting(errors(), f"opening {stream}") as say:
         opened = open_stream(stream, order, cache or default_cache(), raw=raw, model=model, say=say)
         chosen = dict(parse_assignment(text) for text in changes or ())
@@ -61,7 +64,7 @@ def run_language(
             opened, method, seed=seed, changes=chosen, accelerator=accelerator, say=say, show=typer.echo
         )
         found = outcome.results
-    write_run(found, out)
+    write_run(found, out, outcome.method if keep else None)
     show_answers(found, typer.echo)
     typer.echo(f"Report: {out / REPORT}")
 

@@ -37,7 +37,7 @@ from flame_moe.results import (
 )
 from flame_moe.training.device import choose_device
 
-RESULTS, REPORT = "results.json", "report.html"
+RESULTS, REPORT, ADAPTERS = "results.json", "report.html", "adapters"
 PROBES = 32
 """Test samples of each task whose logits are compared with those of the day it was learned."""
 RESAMPLES = 1000
@@ -153,11 +153,19 @@ def free(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
     raise RecipeError("there is a run already" if ours else "what is there is no run", where=str(out), mend=mend)
 
 
-def write_run(results: Results, out: Path) -> None:
-    """Write results.json and report.html of a run, both or neither."""
+def write_run(results: Results, out: Path, method: Method | None = None) -> None:
+    """Write results.json and report.html of a run, both or neither.
+
+    Args:
+        results: of the run.
+        out: its folder.
+        method: whose adapters are kept beside them, as PEFT keeps adapters.
+    """
     with replacing_folder(out) as work:
         results.save(work / RESULTS)
         write_report(results, work / REPORT)
+        if method is not None:
+            method.model.save_pretrained(work / ADAPTERS)
 
 
 def _before(stream: Stream, learner: Method, say: Say) -> dict[str, float]:
