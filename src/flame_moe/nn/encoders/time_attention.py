@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StageVector
@@ -34,15 +35,36 @@ def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
     Returns:
         (n, Q, C).
     """
-    seen = observed.any(-1, keepdim=True)
-    with torch.no_grad():
-        top = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).amax(1, keepdim=True)
-    # A key that is not there may score far above those that are: its weight only has to be finite, for m is 0.
-    e = torch.exp((scores - top).clamp(_FLOOR, 0.0))
-    m = observed.to(values.dtype)
-    sums = torch.bmm(e.transpose(1, 2), torch.cat([torch.where(observed, values, 0.0), m], dim=-1).to(e.dtype))
-    total, weight = sums.chunk(2, dim=-1)
-    return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    # PyTorch leaves Function.apply without annotations.
+    z: Tensor = _Mean.apply(scores, values, observed)  # type: ignore[no-untyped-call]
+    return z
+
+
+class _Mean(torch.autograd.Function):
+    """`time_attention` with its gradient by hand: one tensor (n, L, Q) is made, worked on in place and kept."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
+        seen = observed.any(-1, keepdim=True)
+        e = torch.where(seen, scores, torch.finfo(scores.dtype).min)
+        # A key that is not there may score far above those that are: its weight only has to be finite, for m is 0.
+        e = e.sub_(e.amax(1, keepdim=True)).clamp_(min=_FLOOR).exp_()
+        both = torch.cat([torch.where(observed, values, 0.0), observed.to(values.dtype)], dim=-1).to(e.dtype)
+        total, weight = torch.bmm(e.transpose(1, 2), both).chunk(2, dim=-1)
+        inverse = torch.where(weight > 0, weight.reciprocal(), 0.0)
+        z = total * inverse
+        ctx.save_for_backward(e, both, inverse, z, observed)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (gradient,), (e, both, inverse, z, observed) = gradients, ctx.saved_tensors
+        of_total = gradient * inverse
+        of_sums = torch.cat([of_total, -of_total * z], dim=-1)
+        of_scores = torch.bmm(both, of_sums.transpose(1, 2)).mul_(e) if ctx.needs_input_grad[0] else None
+        of_values = torch.where(observed, torch.bmm(e, of_total), 0.0) if ctx.needs_input_grad[1] else None
+        return of_scores, of_values, None
 
 
 class TimeEmbedding(nn.Module):
@@ -61,7 +83,28 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
         self.weight.observe(t[..., None], mask)
         phase = F.linear(t[..., None], self.weight.effective(cursor), self.bias.at(cursor))
-        return torch.cat([phase[..., :1], torch.sin(phase[..., 1:])], dim=-1)
+        # PyTorch leaves Function.apply without annotations.
+        embedded: Tensor = _Sines.apply(phase)  # type: ignore[no-untyped-call]
+        return embedded
+
+
+class _Sines(torch.autograd.Function):
+    """The sine of every column but the first, without taking the columns apart and putting them together again."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Tensor) -> Tensor:
+        ctx.save_for_backward(phase)
+        out = phase.sin()
+        out[..., 0] = phase[..., 0]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        (gradient,), (phase,) = gradients, ctx.saved_tensors
+        slope = phase.cos()
+        slope[..., 0] = 1.0
+        return slope.mul_(gradient)
 
 
 class TimeAttention(nn.Module):
