@@ -165,6 +165,9 @@ def child(module: str, *arguments: str, source: Path | None = None) -> str:
         module: to run, from the root of the repository.
         arguments: of the command.
         source: folder of the package's source, default this repository's.
+
+    Raises:
+        Unavailable: where another source imports what is not installed.
     """
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     env["PYTHONPATH"] = str(source or ROOT / "src")
@@ -172,5 +175,8 @@ def child(module: str, *arguments: str, source: Path | None = None) -> str:
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False, cwd=ROOT, env=env
     )
     if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        if source is not None and reason.startswith("ModuleNotFoundError"):
+            raise Unavailable(f"the other source needs a package that is not installed: {reason}")
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
     return done.stdout

@@ -162,9 +162,9 @@ def identities(settings: Settings) -> Iterator[Measured]:
     plain, aware = by_singular_values(w), by_inputs(w, mean, c)
     errors, discarded = [], []
     for r in (8, 32, 64):
-        lost = w - plain.a[:, :r] @ plain.b[:r]
+        lost = w - plain.at(r).dense()
         errors.append(abs(energy_of(lost, c) - float(by_weight[r:].sum())) / whole)
-        discarded.append(abs(energy_of(w - aware.a[:, :r] @ aware.b[:r], c) - float(aware.error[r])) / whole)
+        discarded.append(abs(energy_of(w - aware.at(r).dense(), c) - float(aware.error[r])) / whole)
     gaps |= {"plain error": max(errors), "aware error": max(discarded)}
     tail = values[:-20].sum()
     outside = energy_of(w @ vectors[:, :-20] @ vectors[:, :-20].T, c)

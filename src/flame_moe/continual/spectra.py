@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,7 @@ class Spectrum(NamedTuple):
 
     Attributes:
         shape: (out, in).
-        a: (out, k) and
-        b: (k, in): a[:, :r] @ b[:r] is Delta_r.
+        at: rank r <= k -> Delta_r as factors (out, r) and (r, in), made when they are asked for.
         error: (k + 1,) error of r = 0..k: squared Frobenius norm, or E||.||^2 of what is lost over the inputs.
         energy: of the whole update, in the same measure; error[0] is less where the bias takes the mean.
         worth: factor of the error where several matrices share a budget.
@@ -28,8 +27,7 @@ class Spectrum(NamedTuple):
     """
 
     shape: tuple[int, int]
-    a: Tensor
-    b: Tensor
+    at: Callable[[int], LowRank]
     error: NDArray[np.float64]
     energy: float
     worth: float = 1.0
@@ -48,7 +46,10 @@ class Spectrum(NamedTuple):
         """The update at this rank, in the type of `delta`."""
         if rank is None:
             return delta
-        return LowRank(self.a[:, :rank].to(delta.dtype), self.b[:rank].to(delta.dtype)) if rank else None
+        if not rank:
+            return None
+        a, b = self.at(rank)
+        return LowRank(a.to(delta.dtype), b.to(delta.dtype))
 
 
 def by_singular_values(delta: Tensor) -> Spectrum:
@@ -60,7 +61,7 @@ def by_singular_values(delta: Tensor) -> Spectrum:
     out, width = delta.shape
     u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
     lost = _tails(s.square())
-    return Spectrum((out, width), u * s, vh, lost, float(lost[0]))
+    return Spectrum((out, width), lambda r: LowRank(u[:, :r] * s[:r], vh[:r]), lost, float(lost[0]))
 
 
 def by_inputs(
@@ -88,7 +89,7 @@ def by_inputs(
 def stack_by_inputs(
     deltas: Tensor, mean: Tensor, second: Tensor, *, centred: bool = False, felt: Tensor | None = None
 ) -> list[Spectrum]:
-    """`by_inputs` for E matrices of one shape at once.
+    """`by_inputs` for each of E matrices of one shape.
 
     Args:
         deltas: (E, out, in).
@@ -97,22 +98,43 @@ def stack_by_inputs(
         centred: see `by_inputs`.
         felt: (E, out) or None.
     """
-    out, width = deltas.shape[1:]
-    scaled = deltas.double()
-    root = None if felt is None else felt.double().sqrt()[:, :, None]
-    if root is not None:
-        scaled = root * scaled
-    q, core = (None, scaled) if out <= width else torch.linalg.qr(scaled)
-    gram = core @ second @ core.mT
-    shift = (core @ mean[:, :, None])[:, :, 0]
-    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
-    values, vectors = torch.linalg.eigh(gram - shift[:, :, None] * shift[:, None, :] if centred else gram)
-    u = (vectors if q is None else q @ vectors).flip(2)
-    saved = values.flip(1).clamp(min=0.0)
-    b, a = u.mT @ scaled, u if root is None else u / root
-    shape, lost, plain = (out, width), [_tails(one) for one in saved], felt is None
-    found = zip(a, b, lost, energy.tolist(), strict=True)
-    return [Spectrum(shape, ae, be, le, max(ee, 0.0), functional=plain) for ae, be, le, ee in found]
+    roots = [None] * len(deltas) if felt is None else felt.double().sqrt()[:, :, None]
+    each = zip(deltas, mean, second, roots, strict=True)
+    return [_of_map(delta, middle, moment, root, centred=centred) for delta, middle, moment, root in each]
+
+
+def _of_map(delta: Tensor, mean: Tensor, second: Tensor, root: Tensor | None, *, centred: bool) -> Spectrum:
+    """`by_inputs` of a linear map (out, in); `root` (out, 1) is S^(1/2)."""
+
+    def scaled() -> Tensor:
+        return delta.double() if root is None else root * delta
+
+    out, width = delta.shape
+    q, core = (None, scaled()) if out <= width else torch.linalg.qr(scaled())
+    gram = _lower(core @ second, core)
+    energy = max(float(gram.diagonal().sum()), 0.0)
+    if centred:
+        shift = core @ mean
+        gram -= torch.outer(shift, shift)
+    values, vectors = torch.linalg.eigh(gram)
+
+    def at(r: int) -> LowRank:
+        u = vectors[:, len(values) - r :].flip(1)
+        u = u if q is None else q @ u
+        return LowRank(u if root is None else u / root, u.T @ scaled())
+
+    lost = _tails(values.flip(0).clamp(min=0.0))
+    return Spectrum((out, width), at, lost, energy, functional=root is None)
+
+
+def _lower(left: Tensor, right: Tensor, block: int = 128) -> Tensor:
+    """left @ right.T where that is symmetric: its lower triangle, which is all that `torch.linalg.eigh` reads."""
+    n = len(left)
+    product = left.new_zeros(n, n)
+    for start in range(0, n, block):
+        end = min(n, start + block)
+        torch.mm(left[start:end], right[:end].T, out=product[start:end, :end])
+    return product
 
 
 def _of_table(delta: Tensor, shares: Tensor, felt: Tensor | None) -> Spectrum:
@@ -123,7 +145,11 @@ def _of_table(delta: Tensor, shares: Tensor, felt: Tensor | None) -> Spectrum:
     values, vectors = torch.linalg.eigh(core * shares @ core.T)
     u, saved = (vectors if q is None else q @ vectors).flip(1), values.flip(0).clamp(min=0.0)
     shape = (delta.shape[0], delta.shape[1])
-    return Spectrum(shape, scaled @ u, u.T / root, _tails(saved), float(saved.sum()), functional=felt is None)
+
+    def at(r: int) -> LowRank:
+        return LowRank(scaled @ u[:, :r], u[:, :r].T / root)
+
+    return Spectrum(shape, at, _tails(saved), float(saved.sum()), functional=felt is None)
 
 
 def energy_of(delta: Tensor, second: Tensor) -> float:
