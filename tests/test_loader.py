@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flame_moe.batch import FlexiBatch, Sample, collate
+from flame_moe.batch import FlexiBatch, Sample, collate, drop_modalities
 from flame_moe.data.loader import Loader, make_batch, to_device
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.store import Store
@@ -54,6 +54,19 @@ def test_fast_batches_equal_collated_samples(store: Store, data: st.DataObject) 
     indices = data.draw(st.lists(st.sampled_from(able), min_size=1, max_size=20))
     expected = collate([scaled(store, preprocessor, i) for i in indices], task.name, task.modalities, task.target_width)
     assert_same(make_batch(store, preprocessor, task, indices), expected)
+
+
+def test_steps_that_exist_are_taken_out_and_put_back(store: Store) -> None:
+    task = store.tasks["death"]
+    batch = make_batch(store, Preprocessor.from_store(store), task, store.indices("death", "train"))
+    torch.manual_seed(0)
+    for name, part in [*batch.modalities.items(), *drop_modalities(batch, 0.5).modalities.items()]:
+        taken = part.take(part.values)
+        assert torch.equal(taken, part.values[part.mask]), name
+        assert torch.equal(part._replace(places=None).take(part.values), taken), name
+        back = part.put(taken + 1)
+        assert torch.equal(back[part.mask], taken + 1), name
+        assert not back[~part.mask].any(), name
 
 
 def test_only_the_modalities_of_the_task_are_read(store: Store) -> None:

@@ -65,7 +65,7 @@ def longer(part: ModalityBatch, extra: int) -> ModalityBatch:
 
     values = pad(part.values, 1e6)
     assert values is not None
-    return part._replace(values=values, times=pad(part.times, 0.5), observed=pad(part.observed, 0.0))
+    return part._replace(values=values, times=pad(part.times, 0.5), observed=pad(part.observed, 0.0), places=None)
 
 
 @pytest.fixture(params=[{}, {"preset": "paper"}, {"blocks": 2, "readout": "attention"}, {"readout": "last"}])

@@ -39,7 +39,6 @@ def test_a_count_that_grew_by_more_than_a_quarter_is_told() -> None:
     ]
 
 
-PLAIN = EVERYTHING.model_copy(update={"modalities": tuple(m for m in EVERYTHING.modalities if m != "scans")})
 ONE, TWO, MANY = torch.tensor(1.0), torch.tensor([2, 1]), torch.arange(4.0)
 
 
@@ -79,42 +78,36 @@ def test_what_does_not_wait_is_not_taken_for_it() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
 def test_a_model_waits_for_the_device_once_per_block_for_the_rows_of_its_experts(preset: str, mode: str) -> None:
-    found = waits(flame((PLAIN,), preset=preset, blocks=2), PLAIN, mode)
+    found = waits(flame((EVERYTHING,), preset=preset, blocks=2), EVERYTHING, mode)
     blocks = 0 if PRESETS[preset].experts == "none" else 2
     assert found == {place: blocks for place in ALLOWED if blocks}
 
 
 def test_a_later_stage_waits_no_more_than_the_first() -> None:
-    model = flame((PLAIN,))
+    model = flame((EVERYTHING,))
     for stage in (1, 2):
-        model.add_router_heads(PLAIN.modalities, stage)
-        for _, part in model.growables(PLAIN.modalities):
+        model.add_router_heads(EVERYTHING.modalities, stage)
+        for _, part in model.growables(EVERYTHING.modalities):
             part.grow(stage)
             if stage == 1:
                 part.commit()
-    assert waits(model, PLAIN, "training", cursor=2) == dict.fromkeys(ALLOWED, 1)
+    assert waits(model, EVERYTHING, "training", cursor=2) == dict.fromkeys(ALLOWED, 1)
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
 def test_the_pass_for_a_gpu_waits_for_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moe, "apply_experts", by_blocks)
-    assert waits(flame((PLAIN,), blocks=2), PLAIN, mode) == {}
-
-
-@pytest.mark.xfail(strict=True, reason="the encoder of pictures picks those that are no padding by a boolean index")
-@pytest.mark.parametrize("mode", ["evaluation", "training"])
-def test_pictures_do_not_wait_for_the_device(mode: str) -> None:
-    assert waits(flame(), EVERYTHING, mode) == dict.fromkeys(ALLOWED, 1)
+    assert waits(flame((EVERYTHING,), blocks=2), EVERYTHING, mode) == {}
 
 
 def test_the_mixture_waits_once() -> None:
-    model = flame((PLAIN,))
-    block, ready = next(iter(model.before_experts(ragged(PLAIN), 0)))
+    model = flame((EVERYTHING,))
+    block, ready = next(iter(model.before_experts(ragged(EVERYTHING), 0)))
     assert block.pool is not None
     with Syncs() as syncs:
         routings = block.route(ready, 0)
         out = mixture({name: Sequences(*z) for name, z in ready.items()}, routings, block.pool, 0)
-    assert set(out) == set(PLAIN.modalities)
+    assert set(out) == set(EVERYTHING.modalities)
     assert syncs.found == list(ALLOWED)
 
 

@@ -57,6 +57,8 @@ class ModalityBatch(NamedTuple):
         lengths: (n,) int64, each >= 1.
         times: (n, L) float32 or None.
         observed: (n, L, C) bool or None.
+        places: (P,) int64, ascending: where the steps that exist are among all n L. Known where the batch is made, so
+            that a device need not be asked how many there are; None is asked for.
     """
 
     rows: Tensor
@@ -64,12 +66,27 @@ class ModalityBatch(NamedTuple):
     lengths: Tensor
     times: Tensor | None = None
     observed: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
         """(n, L) bool: true on steps that exist, false on padding."""
         steps = torch.arange(self.values.shape[1], device=self.values.device)
         return steps[None, :] < self.lengths[:, None]
+
+    def existing(self) -> Tensor:
+        """`places`; waits for the device where they are not known."""
+        return self.mask.flatten().nonzero().squeeze(1) if self.places is None else self.places
+
+    def take(self, padded: Tensor) -> Tensor:
+        """(n, L, ...) -> (P, ...) of the steps that exist."""
+        return padded.flatten(0, 1).index_select(0, self.existing())
+
+    def put(self, steps: Tensor) -> Tensor:
+        """The way back, (P, ...) -> (n, L, ...), zeros on padding."""
+        n, length = self.values.shape[:2]
+        padded = steps.new_zeros(n * length, *steps.shape[1:])
+        return padded.index_copy(0, self.existing(), steps).unflatten(0, (n, length))
 
 
 class FlexiBatch(NamedTuple):
@@ -134,7 +151,7 @@ def _pad(observations: Sequence[Observation], rows: Sequence[int]) -> ModalityBa
             times[i, :n] = o.times
         if observed is not None and o.observed is not None:
             observed[i, :n] = o.observed
-    return ModalityBatch(
+    return _placed(
         rows=torch.as_tensor(rows, dtype=torch.int64),
         values=torch.from_numpy(values),
         lengths=torch.from_numpy(lengths.astype(np.int64)),
@@ -181,8 +198,14 @@ def drop_cells(batch: FlexiBatch, rate: float) -> FlexiBatch:
     return batch._replace(modalities=parts)
 
 
+def _placed(**parts: Tensor | None) -> ModalityBatch:
+    """A batch that knows its places."""
+    part = ModalityBatch(**parts)  # type: ignore[arg-type]  # the callers name its fields
+    return part._replace(places=part.existing())
+
+
 def _select(part: ModalityBatch, keep: Tensor) -> ModalityBatch:
-    return ModalityBatch(
+    return _placed(
         rows=part.rows[keep],
         values=part.values[keep],
         lengths=part.lengths[keep],

@@ -130,4 +130,5 @@ def pad_modality(
         lengths=torch.from_numpy(part.lengths),
         times=None if part.times is None else placed(part.times),
         observed=None if part.observed is None else placed(part.observed),
+        places=torch.from_numpy(places),
     )

@@ -55,14 +55,11 @@ class ImageEncoder(Encoder):
 
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         assert part.times is not None
-        mask = part.mask
-        cells = self._cells(part.values[mask], cursor)
-        time = self.time_map(self.embed_time(part.times[mask], cursor), cursor) / math.sqrt(cells.shape[-1])
+        cells = self._cells(part.take(part.values), cursor)
+        time = self.time_map(self.embed_time(part.take(part.times), cursor), cursor) / math.sqrt(cells.shape[-1])
         tokens = dropout(cells + self.place.at(cursor) + time[:, None], self.dropout, self.training)
-        n, length = mask.shape
-        x = tokens.new_zeros(n, length, *tokens.shape[1:])
-        x[mask] = tokens
-        return Sequences(x.flatten(1, 2), mask.repeat_interleave(tokens.shape[1], dim=1))
+        mask = part.mask.repeat_interleave(tokens.shape[1], dim=1)
+        return Sequences(part.put(tokens).flatten(1, 2), mask)
 
     def _cells(self, pictures: Tensor, cursor: int) -> Tensor:
         """(P, H W channels) -> (P, cells, d)."""

@@ -37,13 +37,9 @@ class TokenEncoder(Encoder):
 
     def forward(self, part: ModalityBatch, cursor: int) -> Sequences:
         assert part.times is not None
-        mask = part.mask
-        pieces = self.out(self._read(part.values[mask].long()), cursor)
-        time = self.time_map(self.embed_time(part.times[mask], cursor), cursor) / math.sqrt(pieces.shape[-1])
-        steps = dropout(pieces + time, self.dropout, self.training)
-        x = steps.new_zeros(*mask.shape, steps.shape[-1])
-        x[mask] = steps
-        return Sequences(x, mask)
+        pieces = self.out(self._read(part.take(part.values).long()), cursor)
+        time = self.time_map(self.embed_time(part.take(part.times), cursor), cursor) / math.sqrt(pieces.shape[-1])
+        return Sequences(part.put(dropout(pieces + time, self.dropout, self.training)), part.mask)
 
     def _read(self, numbers: Tensor) -> Tensor:
         """(P, C) numbers of tokens plus 1, 0 beyond the end -> (P, W) means over the tokens."""
