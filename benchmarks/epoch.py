@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ def loading(learner: Learner, store: Store, stage: Stage) -> float:
 
 
 def moments(learner: Learner, store: Store, stage: Stage) -> float:
-    """Processor seconds of the pass that gathers the second moments of all inputs of a stage."""
+    """Processor seconds of gathering the second moments of a stage's inputs, over as many as a commit sees."""
+    from flame_moe.continual.methods.base import SAMPLED
     from flame_moe.continual.moments import gather
 
     def batches() -> Iterator[FlexiBatch]:
         for loader in loaders(learner, store, stage).values():
-            yield from loader.batches(None)
+            yield from islice(loader.batches(np.random.default_rng(0)), SAMPLED)
 
     start = time.process_time()
     gather(learner.model, batches(), 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from flame_moe.schema import Recipe, Task, TrainConfig
 from flame_moe.training import engine, problem
 from flame_moe.training.engine import to_values
 from flame_moe.training.monitor import Monitor
-from flame_moe.training.optim import learning_rate, parameter_groups
+from flame_moe.training.optim import AdamW, learning_rate, parameter_groups
 from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import derive
 from tests.tiny import batch_of, flame, full_batch, recipe, sample
@@ -290,6 +292,44 @@ def test_decay_falls_on_matrices_only() -> None:
 def test_frozen_weights_are_in_no_group() -> None:
     model = flame().requires_grad_(False)
     assert [g["params"] for g in parameter_groups(model, 0.3)] == [[], []]
+
+
+def test_steps_are_bitwise_those_of_pytorch() -> None:
+    sides = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        sides.append([torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (2, 2), ())])
+    ours_p, theirs_p = sides
+
+    def groups(p: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+        return [{"params": p[:2], "weight_decay": 0.1}, {"params": p[2:], "weight_decay": 0.0}]
+
+    ours, theirs = AdamW(groups(ours_p), 1e-2), torch.optim.AdamW(groups(theirs_p), lr=1e-2, fused=True)
+    for step in range(6):
+        ours.zero_grad()
+        theirs.zero_grad()
+        for group in (*ours.param_groups, *theirs.param_groups):
+            group["lr"] = 1e-2 / (step + 1)
+        for i, (a, b) in enumerate(zip(ours_p, theirs_p, strict=True)):
+            if (step + i) % 3:  # some have no gradient in some steps
+                a.grad = torch.randn_like(a)
+                b.grad = a.grad.clone()
+        ours.step()
+        theirs.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours_p, theirs_p, strict=True)), step
+    assert any(not torch.equal(a, torch.zeros_like(a)) for a in ours_p)
+    for a, b in zip(ours_p, theirs_p, strict=True):
+        assert ours.state[a].keys() == theirs.state[b].keys()
+        assert all(torch.equal(t, theirs.state[b][name]) for name, t in ours.state[a].items())
+
+
+def test_a_step_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from flame_moe.training.optim import AdamW; p = torch.nn.Parameter(torch.ones(2))\n"
+        "o = AdamW([{'params': [p], 'weight_decay': 0.0}], 0.1); p.sum().backward(); o.step(); o.zero_grad()\n"
+        "assert float(p[0]) < 1; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:

@@ -78,7 +78,7 @@ def against(name: str) -> Row:
         with source(settings.before) as tree:
             for _ in range(TURNS):
                 found["before"].append(epochs(name, settings.raw, 2, tree=tree))
-                found["ours"].append(epochs(name, settings.raw, 2))
+                found["ours"].append(epochs(name, settings.raw, 2, "--moments"))
         ours, before = ([run["whole"][1] for run in runs] for runs in found.values())
         ratio = statistics.median(b / a for a, b in zip(ours, before, strict=True))
         took = (statistics.median(side) for side in (ours, before))
@@ -86,20 +86,19 @@ def against(name: str) -> Row:
         load = statistics.median(run["loading"] for run in found["ours"])
         train = statistics.median(run["training"][1] for run in found["ours"])
         yield Measured(f"epoch/{name}/loading", "s", load, train, load / train, 0.1, most=True, note=SHARE)
+        gathered = statistics.median(run["moments"] for run in found["ours"])
+        yield Measured(f"epoch/{name}/moments", "s", gathered, train, gathered / train, 0.2, most=True, note=SHARE)
 
     return row
 
 
 def flat(settings: Settings) -> Iterator[Measured]:
     """The process's own memory after the last epoch over that after the second; its peak, files included."""
-    found = epochs("clinic", settings.raw, FLAT, "--moments")
+    found = epochs("clinic", settings.raw, FLAT)
     own = found["own"]
     note = f"MB that no file backs after epoch {FLAT}, and after epoch 2"
     yield Measured("memory-flat", "MB", own[-1], own[1], own[-1] / own[1], 1.05, most=True, note=note)
     yield Measured("memory-flat/peak", "MB", found["peak"], None, found["peak"], None, note="mapped files included")
-    epoch = statistics.median(found["training"])
-    share = found["moments"] / epoch
-    yield Measured("moments-share", "s", found["moments"], epoch, share, 0.2, most=True, note=SHARE)
 
 
 ROWS: dict[str, Row] = {

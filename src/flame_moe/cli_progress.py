@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from statistics import fmean
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -22,9 +22,11 @@ from rich.progress import (
 from rich.progress import Task as RichTask
 from rich.table import Table
 
-from flame_moe.data.work import Say
 from flame_moe.training.metrics import PRIMARY
 from flame_moe.training.monitor import Monitor
+
+if TYPE_CHECKING:  # it brings polars, which a run does not need
+    from flame_moe.data.work import Say
 
 
 class Bar(Monitor):

@@ -97,7 +97,8 @@ class Store:
     @cached_property
     def splits(self) -> NDArray[np.int8]:
         """(n,) position in `SPLITS` of every sample's split."""
-        return np.asarray(self._table["split"].combine_chunks().to_numpy(zero_copy_only=True), dtype=np.int8)
+        # Not by `to_numpy`, which imports pandas where it is installed.
+        return np.asarray(np.from_dlpack(self._table["split"].cast(pa.int8()).combine_chunks()), dtype=np.int8)
 
     def present(self, modality: str) -> NDArray[np.bool_]:
         """(n,) bool: which samples have the modality."""

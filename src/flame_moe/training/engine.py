@@ -24,7 +24,7 @@ from flame_moe.training.device import autocast, choose_device
 from flame_moe.training.hooks import Hooks, Seen
 from flame_moe.training.metrics import PRIMARY, evaluate_predictions
 from flame_moe.training.monitor import Monitor
-from flame_moe.training.optim import learning_rate, make_optimizer
+from flame_moe.training.optim import AdamW, learning_rate, make_optimizer
 from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import generator, seed_torch
 from flame_moe.training.state import TrainingState, snapshot, trainable
@@ -125,7 +125,7 @@ class _Session:
     """What the epochs of one stage share."""
 
     device: torch.device
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     model: Flame
     problems: Mapping[str, Problem]
     config: TrainConfig
@@ -165,7 +165,7 @@ class _Session:
         totals: dict[str, list[float]],
     ) -> None:
         """One update from one batch of each of some tasks; nothing is changed if anything is not finite."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         seen = [self._see(self.problems[batch.task], batch, totals) for batch in batches]
         if replayed is not None:
             seen.append(self._see(*replayed, totals))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flame_moe.errors import CheckpointError
 from flame_moe.schema import TrainConfig
+from flame_moe.training.optim import AdamW
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -57,7 +58,7 @@ class TrainingState:
     def finish_epoch(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         record: dict[str, Any],
         scores: Mapping[str, float],
         config: TrainConfig,
@@ -77,7 +78,7 @@ class TrainingState:
         self.history.append(record)
         self.epoch += 1
 
-    def load_into(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def load_into(self, model: nn.Module, optimizer: AdamW) -> None:
         """Put weights and optimizer back where they were after the last whole epoch."""
         if self.epoch == 0:
             return
@@ -86,8 +87,7 @@ class TrainingState:
             keys = [key for key in self.moments if key.rsplit("/", 1)[0] == name]
             if keys:
                 found = {key.rsplit("/", 1)[1]: self.moments[key].clone() for key in keys}
-                # AdamW counts its steps on the CPU and keeps the rest beside the parameter.
-                optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in found.items()}
+                optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in found.items()}
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into the model."""
@@ -137,10 +137,9 @@ def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameters[name].copy_(tensor)
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    inner = getattr(optimizer, "optimizer", optimizer)
+def _moments(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value.detach().cpu().clone()
         for name, parameter in trainable(model).items()
-        for key, value in inner.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
