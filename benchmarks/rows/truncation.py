@@ -32,7 +32,7 @@ class Sums:
         self.count, self.first = 0, torch.zeros(width, dtype=torch.float64)
         self.second = torch.zeros(width, width, dtype=torch.float64)
 
-    def rows(self, which: int, x: Tensor) -> None:
+    def rows(self, which: int | None, x: Tensor) -> None:
         x = x.double()
         self.count += len(x)
         self.first += x.sum(0)

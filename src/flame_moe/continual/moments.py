@@ -56,12 +56,13 @@ class Sums:
         square = (stack, size) if table else (stack, size, size)
         self.second = torch.zeros(square, dtype=torch.float64, device=device)
 
-    def rows(self, which: int, x: Tensor) -> None:
-        """Inputs (n, size) of one matrix."""
+    def rows(self, which: int | None, x: Tensor) -> None:
+        """Inputs (n, size) of one matrix; for None (stack, n, size), of each."""
         x = x.float()
-        self.count[which] += len(x)
-        self.first[which] += x.sum(0, dtype=torch.float64)
-        self.second[which] += x.T @ x
+        here = slice(None) if which is None else which
+        self.count[here] += x.shape[-2]
+        self.first[here] += x.sum(-2)
+        self.second[here] += x.mT @ x
 
     def picks(self, index: Tensor) -> None:
         """Rows that were picked."""

@@ -28,8 +28,8 @@ Factorise = Callable[[Tensor], Slice]
 class Observer(Protocol):
     """Who is shown the inputs of a weight (see `StackedMatrix.observe`)."""
 
-    def rows(self, which: int, x: Tensor) -> None:
-        """Inputs (N, in) of one matrix of the stack."""
+    def rows(self, which: int | None, x: Tensor) -> None:
+        """Inputs (N, in) of one matrix of the stack; for None (matrices, N, in), of each."""
 
     def picks(self, index: Tensor) -> None:
         """Numbers (N,) of the rows that were read from a table."""
@@ -115,6 +115,11 @@ class StackedMatrix(Growable):
         """Show the inputs (..., in) of one matrix of the stack, those in the mask, to whoever gathers them."""
         if self.observer is not None:
             self.observer.rows(which, x.flatten(0, -2) if mask is None else x[mask])
+
+    def observe_each(self, x: Tensor) -> None:
+        """Show the inputs (matrices, N, in) of all matrices of the stack."""
+        if self.observer is not None:
+            self.observer.rows(None, x)
 
     def slice(self, stage: int) -> LowRank | Ragged | Tensor:
         """The frozen update of a stage; raises KeyError where that stage left this weight alone."""

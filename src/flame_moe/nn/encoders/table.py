@@ -50,8 +50,10 @@ class TableEncoder(Encoder):
         x, seen = self._cut(values), self._cut(observed.to(values.dtype))
         bends = F.relu(x - self.knots[:, None]) * seen
         cells = torch.cat([x, seen, bends], dim=2).flatten(2)
-        for p, cell in enumerate(cells.unbind(1)):
-            self.weight.observe(cell, which=p % self.weight.matrices)
+        if self.weight.matrices == 1:
+            self.weight.observe(cells)
+        else:
+            self.weight.observe_each(cells.transpose(0, 1))
         weight = self.weight.effective(cursor).expand(self.patches, -1, -1)
         x = torch.bmm(cells.transpose(0, 1), weight.mT).transpose(0, 1) + self.bias.at(cursor)
         return Sequences(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
