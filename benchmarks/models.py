@@ -98,7 +98,7 @@ def training_step(net: Flame, part: FlexiBatch, cursor: int) -> Callable[[], Non
     trainable = [p for p in net.parameters() if p.requires_grad]
 
     def call() -> None:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         out = net(part, cursor)
         (task_loss(TASK, out.logits, part.target).mean() + out.aux).backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)

@@ -27,7 +27,6 @@ import torch
 from flame_moe.continual import Learner
 from flame_moe.continual.admission import insist_on_samples, resolve_task
 from flame_moe.continual.methods import alike, make_method
-from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError, nearest
 from flame_moe.files import replacing_folder, restore_folder, whole, write_text
@@ -122,6 +121,8 @@ def open_store(recipe: Recipe, store: Store | str | Path | None = None, *, make:
     if Path(place).exists() or not make:
         return Store.open(place)
     data = recipe.data
+    from flame_moe.data.prepare import prepare  # brings polars, which a store that is there does not need
+
     return prepare(data.source, data.raw, place, options=data.options, tasks=data.tasks)
 
 

@@ -97,7 +97,7 @@ class Store:
     @cached_property
     def splits(self) -> NDArray[np.int8]:
         """(n,) position in `SPLITS` of every sample's split."""
-        # Not by `to_numpy`, which imports pandas where it is installed.
+        # Here and below not by the conversions of pyarrow, which import pandas where it is installed.
         return np.asarray(np.from_dlpack(self._table["split"].cast(pa.int8()).combine_chunks()), dtype=np.int8)
 
     def present(self, modality: str) -> NDArray[np.bool_]:
@@ -227,7 +227,9 @@ class Store:
             return pa.ipc.open_file(source).read_all()
 
     def _strings(self, column: str, indices: ArrayLike) -> tuple[str, ...]:
-        return tuple(self._table[column].take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist())
+        wanted = np.ascontiguousarray(indices, dtype=np.int64)
+        places = pa.Array.from_buffers(pa.int64(), len(wanted), [None, pa.py_buffer(wanted)])
+        return tuple(self._table[column].take(places).to_pylist())
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._arrays:

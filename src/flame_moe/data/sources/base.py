@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from flame_moe.batch import Sample
 from flame_moe.data.funnel import Funnel
-from flame_moe.data.work import Work
 from flame_moe.schema import Description, Modality, Task
+
+if TYPE_CHECKING:  # it brings polars, which nobody needs who only looks sources up
+    from flame_moe.data.work import Work
 
 Part = Annotated[float, Field(ge=0.0, le=1.0)]
 Options = TypeVar("Options", bound=Description)
