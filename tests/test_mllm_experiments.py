@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from flame_moe.errors import RecipeError
+from flame_moe.errors import CheckpointError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
 
 from flame_moe.experiments.mllm.__main__ import compare, main
 from flame_moe.experiments.mllm.cells import Cell, Place, grid
 from flame_moe.mllm.methods import METHODS
+from flame_moe.mllm.methods.base import Method
+from flame_moe.mllm.run import learn_stream
+from flame_moe.mllm.shelf import Shelf, Taught
+from flame_moe.mllm.stream.tiers import Stream
 from tests.mllm_stream import small_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -67,6 +71,60 @@ def test_nothing_is_done_twice(done: tuple[Place, str], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Cell, "work", never)
     assert compare(place, NAMES, orders=["a", "b"], seeds=2, workers=0, resamples=50) == text
+
+
+def test_an_expert_is_trained_once_for_all_cells(done: tuple[Place, str]) -> None:
+    place, _ = done
+    # Of two tasks: both rates with seed 0, the chosen one with seed 1; the other order and its seeds need no more.
+    assert len(list((Path(place.out) / "experts").iterdir())) == 2 * 3
+
+
+def taught(stream: Stream, name: str, shelf: Shelf | None) -> tuple[Method, list[float]]:
+    outcome = learn_stream(stream, name, changes={"steps": 6, "gate_steps": 2}, shelf=shelf)
+    return outcome.method, [stage.seconds for stage in outcome.results.stages]
+
+
+def test_an_expert_from_the_shelf_is_the_one_that_training_gives(
+    mllm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, shelf = small_stream(mllm_cache), Shelf(tmp_path / "experts", "tiny-ci")
+    alone, _ = taught(stream, "routed", None)
+    _, first = taught(stream, "identity", shelf)
+    olora, _ = taught(stream, "olora", shelf)
+    assert len(list(shelf.folder.iterdir())) == 2  # O-LoRA's are not trained alone
+    trained: list[str] = []
+    fit = Method.fit
+
+    def watched(self: Method, *data: object, what: str, **more: object) -> None:
+        trained.append(what)
+        fit(self, *data, what=what, **more)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(Method, "fit", watched)
+    found, seconds = taught(stream, "routed", shelf)
+    assert trained == ["shapes gate", "math gate"]
+    ours, theirs = (dict(method.model.named_parameters()) for method in (found, alone))
+    assert all((p == theirs[name]).all() for name, p in ours.items())
+    assert found.samples == alone.samples
+    assert all(now >= 0.5 * then for now, then in zip(seconds, first, strict=True))  # what it took then is counted
+    assert olora.spared == 0.0
+
+
+def test_a_damaged_expert_is_told(mllm_cache: Path, tmp_path: Path) -> None:
+    stream, shelf = small_stream(mllm_cache), Shelf(tmp_path / "experts", "tiny-ci")
+    taught(stream, "identity", shelf)
+    for file in shelf.folder.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="truncated or was changed"):
+        taught(stream, "routed", shelf)
+
+
+def test_an_expert_of_another_size_is_told(mllm_cache: Path, tmp_path: Path) -> None:
+    stream, shelf = small_stream(mllm_cache), Shelf(tmp_path / "experts", "tiny-ci")
+    method, _ = taught(stream, "identity", None)
+    own = dict(method.model.named_parameters())
+    shelf.keep({"task": "shapes"}, {"a": next(iter(own.values()))}, Taught(1, 1.0))
+    with pytest.raises(CheckpointError, match="other weights"):
+        shelf.take({"task": "shapes"}, own)
 
 
 def test_mistakes_are_told_before_any_work(

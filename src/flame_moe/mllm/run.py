@@ -18,6 +18,7 @@ from flame_moe.errors import RecipeError
 from flame_moe.files import replacing_folder
 from flame_moe.mllm.measures import answer_measures
 from flame_moe.mllm.methods import Method, Settings, TaskData, method_named
+from flame_moe.mllm.shelf import Shelf
 from flame_moe.mllm.stream.encode import IGNORED, Batch
 from flame_moe.mllm.stream.llava import Say
 from flame_moe.mllm.stream.score import exact
@@ -90,6 +91,7 @@ def learn_stream(
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
     accelerator: str = "cpu",
+    shelf: Shelf | None = None,
     say: Say = lambda text, share: None,
     show: Show = lambda line: None,
 ) -> Outcome:
@@ -101,6 +103,7 @@ def learn_stream(
         seed: of new weights and of the order of samples; the data do not depend on it.
         changes: of settings.
         accelerator: where the model learns and answers: cpu, cuda or auto.
+        shelf: of experts that other methods have trained; seconds of results count what they took then.
         say: told of progress.
         show: given the accuracy matrix line by line, as it grows.
 
@@ -114,6 +117,7 @@ def learn_stream(
     device = choose_device(accelerator, where="--accelerator")
     torch.set_num_threads(1)
     learner = kind(stream.model().to(device), settings, seed, stream.sample)
+    learner.shelf = shelf
     record, before = _Record(), _before(stream, learner, say)
     show(_head(stream))
     show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))
@@ -122,7 +126,7 @@ def learn_stream(
     for stage, group in enumerate(groups):
         start = time.perf_counter()
         learner.learn(group, say)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start + learner.spared
         known += group
         _cost(record, stage, group, learner, settings, seconds)
         _measure(record, stage, known, stream, learner, last=stage == len(groups) - 1, say=say)

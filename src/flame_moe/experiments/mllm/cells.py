@@ -17,6 +17,7 @@ from flame_moe.errors import NonFiniteError
 from flame_moe.files import replacing_folder
 from flame_moe.mllm.methods import METHODS
 from flame_moe.mllm.run import RESULTS, learn_stream
+from flame_moe.mllm.shelf import Shelf
 from flame_moe.mllm.stream.tiers import TIERS, Stream, open_stream
 from flame_moe.results import Results
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
@@ -50,6 +51,18 @@ class Place:
     changes: Setting = ()
     accelerator: str = "cpu"
 
+    @property
+    def told(self) -> list[object]:
+        """Everything that decides what is learned, but for method, setting, order, seed and code."""
+        tier = TIERS[self.stream]
+        model = None if tier.config is None else tier.config.plain()
+        return [self.stream, tier.tasks, tier.counts, tier.settings.plain(), model, self.raw is not None, self.changes]
+
+    @property
+    def shelf(self) -> Shelf:
+        """Of the experts that the cells have trained alone."""
+        return Shelf(Path(self.out) / "experts", json.dumps([*self.told, self.accelerator]))
+
     def open(self, order: str) -> Stream:
         """The stream, opened once per process and order."""
         return _opened(self, order)
@@ -74,10 +87,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where it is kept; the name holds a digest of everything that decides it but the code."""
-        tier = TIERS[self.place.stream]
-        model = None if tier.config is None else tier.config.plain()
-        what = [self.place.stream, tier.tasks, tier.counts, tier.settings.plain(), model, self.place.raw is not None]
-        told = json.dumps([*what, self.place.changes, self.setting])
+        told = json.dumps([*self.place.told, self.setting])
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         return Path(self.place.out) / "cells" / f"{self.method}-{digest}-{self.order}-seed{self.seed}"
 
@@ -88,7 +98,12 @@ class Cell:
         try:
             changes = {**dict(self.place.changes), **dict(self.setting)}
             outcome = learn_stream(
-                stream, self.method, seed=self.seed, changes=changes, accelerator=self.place.accelerator
+                stream,
+                self.method,
+                seed=self.seed,
+                changes=changes,
+                accelerator=self.place.accelerator,
+                shelf=self.place.shelf,
             )
         except NonFiniteError as error:
             with replacing_folder(self.folder) as work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flame_moe.extras import needed
+from flame_moe.mllm.shelf import Shelf, Taught
 from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
 from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.score import answer_loss
@@ -96,6 +98,10 @@ class Method(ABC):
     """Settings among which validation chooses in comparisons: key -> values."""
     joint: ClassVar[bool] = False
     """Whether it learns all tasks at once."""
+    shelf: Shelf | None = None
+    """Where experts that are trained alone are kept and found."""
+    spared: float = 0.0
+    """Seconds that the last task would have taken more, had its expert not been found."""
     knows_task: ClassVar[bool] = False
     """Whether it must be told which task a sample belongs to; it has then no answer for other samples."""
 
@@ -138,6 +144,22 @@ class Method(ABC):
     def call(self, batch: Batch) -> Tensor:
         """The model as it is set now."""
         return self.model(inputs_embeds=batch.embeds, attention_mask=batch.mask, use_cache=False).logits
+
+    def fit_alone(self, task: TaskData, say: Say) -> None:
+        """Train the expert of a task on nothing but its answers, everything else frozen; or take it from the shelf."""
+        s = self.settings
+        what = {"task": task.name, "seed": self.seed, "rank": s.rank, "steps": s.steps, "batch": s.batch}
+        what |= {"lr": s.lr * s.rate}
+        mine = {name: p for name, p in self.model.named_parameters() if f".{task.name}." in name}
+        found = None if self.shelf is None else self.shelf.take(what, mine)
+        self.spared = 0.0 if found is None else found.seconds
+        if found is not None:
+            self.samples += found.samples
+            return
+        before, start = self.samples, time.perf_counter()
+        self.fit(task.train, list(mine.values()), say, what=task.name)
+        if self.shelf is not None:
+            self.shelf.keep(what, mine, Taught(self.samples - before, time.perf_counter() - start))
 
     def fit(
         self,

@@ -31,15 +31,16 @@ class Experts(Method):
         self.samples = 0
         self.model = with_adapter(self.model, task.name, self.settings, self.seed)
         self.current = task.name
-        self.fit(task.train, self.trained(), say, what=task.name, loss=self.loss)
+        self.teach(task, say)
         self.tasks.append(task.name)
         self.after(task)
 
+    def teach(self, task: TaskData, say: Say) -> None:
+        """Train the new adapter."""
+        self.fit_alone(task, say)
+
     def after(self, task: TaskData) -> None:
         """What is to be done with a new expert."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        return answer_loss(self.call(batch), batch.labels)
 
     def trained(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if f".{self.current}." in name]
@@ -144,9 +145,9 @@ class OLora(Experts):
     label = "O-LoRA"
     grid: ClassVar[Grid] = {"strength": (0.1, 0.5, 5.0)}
 
-    def learn(self, tasks: Sequence[TaskData], say: Say) -> None:
+    def teach(self, task: TaskData, say: Say) -> None:
         self._weights: list[tuple[Tensor, list[Tensor]]] | None = None
-        super().learn(tasks, say)
+        self.fit(task.train, self.trained(), say, what=task.name, loss=self.loss)
 
     def loss(self, batch: Batch) -> Tensor:
         if self._weights is None:
@@ -154,7 +155,7 @@ class OLora(Experts):
             self._sum([*self.tasks, new])
             layers = [m for m in self.model.modules() if hasattr(m, "lora_A") and len(m.lora_A)]
             self._weights = [(m.lora_A[new].weight, [m.lora_A[t].weight for t in self.tasks]) for m in layers]
-        loss = super().loss(batch)
+        loss = answer_loss(self.call(batch), batch.labels)
         if self.tasks:
             overlap = [(torch.cat(old) @ own.T).square().sum() for own, old in self._weights]
             loss = loss + self.settings.strength * torch.stack(overlap).sum()

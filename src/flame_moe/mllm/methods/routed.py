@@ -50,7 +50,7 @@ class Routed(Method):
         torch.manual_seed(derive(self.seed, "adapter", task.name))
         self.model.add_expert(task.name)
         self.model.train_expert(task.name)
-        self.fit(task.train, self.trained(), say, what=task.name)
+        self.fit_alone(task, say)
         self.gate(task, say)
         self.tasks.append(task.name)
         self.model.route(null_expert=False)
