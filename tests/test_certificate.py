@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from flame_moe import certification
 from flame_moe.batch import collate
 from flame_moe.certification import certify, verify
 from flame_moe.continual import Learner, certificate, probes
@@ -24,6 +25,7 @@ from flame_moe.continual.certificate import Entry, compare
 from flame_moe.data.loader import make_batch
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, FlameError
+from flame_moe.nn import products
 from flame_moe.nn.reads import reads, tensors_of
 from flame_moe.results import Results
 from flame_moe.runs import extend, run
@@ -277,6 +279,19 @@ def test_a_certificate_holds_after_later_stages_and_says_which_tasks_it_is_of(co
     assert "equal bit for bit" in said.stdout
     assert "stage: not certified, it was learned later" in said.stdout
     assert "holds for all 2 tasks" in said.stdout
+
+
+def test_verifying_multiplies_as_was_certified(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not products.exact():
+        pytest.skip("oneDNN is not exact on this processor, or this PyTorch has no switch for it")
+    shutil.rmtree(copy / "certificate")
+    used: list[str] = []
+    monkeypatch.setattr(certification, "compare", lambda *given: (used.append(products.library()), compare(*given))[1])
+    with products.using("onednn"):
+        certify(copy)
+    verdicts = verify(copy).verdicts
+    assert set(used) == {"onednn"}
+    assert all(verdict.bitwise and not verdict.environment for verdict in verdicts)
 
 
 def test_verifying_writes_nothing(copy: Path) -> None:

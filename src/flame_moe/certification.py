@@ -23,6 +23,7 @@ from flame_moe.data.store import Store
 from flame_moe.environment import environment
 from flame_moe.errors import CheckpointError, DataError, nearest
 from flame_moe.locking import writing
+from flame_moe.nn import products
 from flame_moe.results import Certificate, CertifiedTask
 from flame_moe.runs import CERTIFICATE, MODEL, REPORT, RESULTS, Run, insist_on_run, open_store
 from flame_moe.training.checkpoint import TENSORS, digest_of, hash_tensor
@@ -131,8 +132,9 @@ def verify(path: str | Path) -> Verification:
 
 
 def _compare(entry: Entry, learner: Learner) -> Verdict:
-    """With as many threads as it was certified with: their number is a setting, not the machine."""
-    with _threads(int(entry.environment["threads"])):
+    """With the threads and the products it was certified with: they are settings, not the machine."""
+    was = entry.environment.get("products", "default")
+    with _threads(int(entry.environment["threads"])), products.using(was if products.exact() else "default"):
         return compare(entry, learner, _surroundings())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from flame_moe.nn.products import library
 from flame_moe.results import Environment
 
 
@@ -23,6 +24,7 @@ def environment() -> Environment:
         cpu=_processor(),
         threads=torch.get_num_threads(),
         package=_package(),
+        products=library(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         git_commit=_commit(),
     )

@@ -38,7 +38,7 @@ Part = Literal["encoders", "experts", "attention", "routers", "heads", "memory"]
 
 
 class Environment(Description):
-    """What the run ran on (`flame_moe.environment.environment`)."""
+    """What the run ran on (`flame_moe.environment.environment`); products: see `flame_moe.nn.products`."""
 
     python: str
     torch: str
@@ -47,6 +47,7 @@ class Environment(Description):
     cpu: str
     threads: Count
     package: str
+    products: str = "default"
     gpu: str | None = None
     git_commit: str | None = None
 

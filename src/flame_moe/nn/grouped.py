@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flame_moe.nn import products
 from flame_moe.nn.dropout import keep_bits, scale_of
 
 _aten = torch.ops.aten
@@ -251,19 +252,19 @@ def _forward(
     count, d, hidden = len(said), x.shape[1], len(experts[0].fc1)
     c = torch.empty_like(said) if learns else _SCRATCH.take("c", count, d, x)
     for e, s, t in block.runs:
-        torch.addmm(experts[e].conv_bias, near[s:t], experts[e].conv.T, out=c[s:t])
+        products.addmm(experts[e].conv_bias, near[s:t], experts[e].conv.T, out=c[s:t])
     z = _aten.gelu(c, out=_SCRATCH.take("z", count, d, x)).add_(_middle(near, d))
     a = x.new_empty(count, hidden) if learns else _SCRATCH.take("a", count, hidden, x)
     for e, s, t in block.runs:
         h = torch.layer_norm(z[s:t], z.shape[1:], experts[e].gain, experts[e].shift, EPS)
-        torch.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
+        products.addmm(experts[e].fc1_bias, h, experts[e].fc1.T, out=a[s:t])
     q = _aten.gelu(a, out=_SCRATCH.take("q", count, hidden, x))
     bits = None
     if rate > 0:
         bits = keep_bits(a.shape, rate, a.device)
         q.mul_(_SCRATCH.take("keep", count, hidden, x).copy_(bits).mul_(scale_of(rate)))
     for e, s, t in block.runs:
-        torch.addmm(experts[e].fc2_bias, q[s:t], experts[e].fc2.T, out=said[s:t])
+        products.addmm(experts[e].fc2_bias, q[s:t], experts[e].fc2.T, out=said[s:t])
     return (c, a, bits) if learns else None
 
 
@@ -293,7 +294,7 @@ def _backward(
         q.mul_(keep)
     answered = torch.empty_like(dgate[here])
     for e, s, t in block.runs:
-        torch.mm(g[s:t], experts[e].fc2, out=dq[s:t])
+        products.mm(g[s:t], experts[e].fc2, out=dq[s:t])
         torch.mv(g[s:t], experts[e].fc2_bias, out=answered[s:t])
     dgate[here] = answered.add_(torch.bmm(dq[:, None], q[:, :, None]).view(-1))
     weight = gates.flatten().index_select(0, rows.place[here])[:, None].to(g.dtype)
@@ -305,14 +306,14 @@ def _backward(
         dq.mul_(keep)
     da = _aten.gelu_backward(dq, a, grad_input=dq)
     z = _aten.gelu(c, out=_SCRATCH.take("z", count, d, x)).add_(_middle(near, d))
-    dz = _SCRATCH.take("dz", count, d, x)
+    dh, dz = _SCRATCH.take("dh", count, d, x), _SCRATCH.take("dz", count, d, x)
     for e, s, t in block.runs:
         w, into = experts[e], dw[e]
         h, mean, rstd = torch.native_layer_norm(z[s:t], [d], w.gain, w.shift, EPS)
         _add(into.fc1, into.fc1_bias, da[s:t], h)
-        dh = torch.mm(da[s:t], w.fc1)
+        products.mm(da[s:t], w.fc1, out=dh[s:t])
         wanted = [True, into.gain is not None, into.shift is not None]
-        part = _aten.native_layer_norm_backward(dh, z[s:t], [d], mean, rstd, w.gain, w.shift, wanted)
+        part = _aten.native_layer_norm_backward(dh[s:t], z[s:t], [d], mean, rstd, w.gain, w.shift, wanted)
         dz[s:t] = part[0]
         for total, gradient in zip((into.gain, into.shift), part[1:], strict=True):
             if total is not None:
@@ -324,7 +325,7 @@ def _backward(
         return
     dnear = near  # its values were read for the last time above
     for e, s, t in block.runs:
-        torch.mm(dc[s:t], experts[e].conv, out=dnear[s:t])
+        products.mm(dc[s:t], experts[e].conv, out=dnear[s:t])
     _middle(dnear, d).add_(dz)
     inside = (rows.near[here] < len(x) - 1).to(g.dtype)
     for tap in range(2 * half + 1):
@@ -336,7 +337,7 @@ def _backward(
 def _add(weight: Tensor | None, bias: Tensor | None, g: Tensor, inputs: Tensor) -> None:
     """dW += g^T inputs and db += sum g, where they are asked for."""
     if weight is not None:
-        weight.addmm_(g.T, inputs)
+        products.add_outer(weight, g, inputs)
     if bias is not None:
         bias.add_(g.sum(0))
 

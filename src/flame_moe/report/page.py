@@ -127,6 +127,7 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Commit", e.git_commit or ""),
         ("Machine", ", ".join(part for part in (e.cpu, e.gpu, e.platform) if part)),
         ("Threads", str(e.threads)),
+        ("Matrix products", e.products),
         *_certified(results),
         *((f"Seconds of {name}", tables.number(value)) for name, value in results.timings.items()),
     ]
