@@ -133,6 +133,27 @@ def test_more_choices_than_experts_are_refused_when_asked_for() -> None:
     refused(lambda: model.add_adapter("second", RoutedLoraConfig()), "has a router already")
 
 
+def test_discriminants_of_what_there_is_not() -> None:
+    refused(lambda: pool(score="discriminant"), "of whole prompts, not of tokens")
+    model, batch = pool(), prompts("llama")
+    model.add_expert("charts")
+    model.add_expert("shapes")
+    refused(lambda: model.fit_gate("charts", [batch], [batch]), "of whole prompts, not of tokens")
+    model.options.granularity = "model"
+    refused(lambda: model.fit_gate("other", [batch], [batch]), "no expert 'other'")
+    refused(lambda: model.fit_gate("charts", [batch], [batch], ridge=0), "ridge is 0")
+    refused(lambda: model.fit_gate("charts", [], [batch]), "saw no token")
+    refused(lambda: model.fit_gate("charts", [batch], []), "saw no token")
+    refused(lambda: model.fit_gate("charts", [batch], [prompts("llama", (5,))]), "background is a single prompt")
+    model.fit_gate("charts", [batch], [prompts("llama", seed=1)])
+    model.fill_gate("shapes", [batch])
+    refused(lambda: model.route(score="discriminant"), "'shapes' is no discriminant")
+    model.fit_gate("shapes", [prompts("llama", seed=2)], [prompts("llama", seed=1)])
+    model.route(score="discriminant", null_expert=True)
+    refused(lambda: model.fit_null([batch]), "needs no fitting")
+    refused(lambda: model.route(granularity="token"), "of whole prompts, not of tokens")
+
+
 OPTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "score": (lambda: RoutedLoraConfig(score="cosin"), "unknown score 'cosin'.*Did you mean 'cosine'"),
     "granularity": (lambda: RoutedLoraConfig(granularity="word"), "unknown granularity"),

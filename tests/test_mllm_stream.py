@@ -383,17 +383,35 @@ def test_routed_experts_are_those_of_known_identity(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["routed-sequence", "routed-model", "routed-null", "average-activation", "average-activation-model"]
+    "name",
+    [
+        *("routed-sequence", "routed-model", "routed-null", "routed-discriminant"),
+        *("average-activation", "average-activation-model"),
+    ],
 )
 def test_every_way_to_route_answers(stream: Stream, name: str) -> None:
     method = brief(stream, name)
     batch = stream.tasks[0].test.batch(torch.arange(6), method.embedding)
     assert torch.isfinite(method.logits(batch, None)[batch.mask.bool()]).all()
-    if name.endswith(("sequence", "model")):
+    if method.granularity != "token":
         # What the answer says has no part in the choice.
         other = batch._replace(embeds=torch.where(batch.prompt.unsqueeze(-1), batch.embeds, torch.randn(1)))
         prompt = batch.prompt
         assert torch.equal(method.logits(batch, None)[prompt], method.logits(other, None)[prompt])
+
+
+def test_discriminants_find_tasks_and_leave_the_foundation_to_the_base(stream: Stream) -> None:
+    method = brief(stream, "routed-discriminant")
+    for task in stream.tasks:
+        assert method.routing(task.name, task.test).own > 0.9
+    gates = {n: p for n, p in method.model.named_parameters() if "lora_gate" in n or "lora_offset" in n}
+    assert method.stored()["routers"] == sum(p.numel() for p in gates.values())
+    held, right = stream.foundation, []
+    for _, batch in held.batches(50, method.embedding):
+        with method.model.recording() as record:
+            method.logits(batch, None)
+        right.append(record.mass()["(null)"])
+    assert sum(right) / len(right) > 0.6
 
 
 def test_mixtures_stay_as_large_as_they_are(stream: Stream) -> None:

@@ -83,7 +83,7 @@ def put(model: nn.Module, task: str, weights: dict[str, Tensor], where: str) -> 
         said = str(error).splitlines()
         what = f"expert '{task}' has other shapes than this base: {said[min(1, len(said) - 1)].strip()[:200]}"
         raise AdapterError(what, where=str(where), mend=mend) from None
-    missing = [key for key in result.missing_keys if f".{task}" in key and "lora_gate" not in key]
+    missing = [key for key in result.missing_keys if f".{task}" in key and not _ours(key)]
     if result.unexpected_keys or missing:
         key, place = (
             (result.unexpected_keys or missing)[0],
@@ -91,6 +91,11 @@ def put(model: nn.Module, task: str, weights: dict[str, Tensor], where: str) -> 
         )
         what = f"expert '{task}' has weights {place}: {key}"
         raise AdapterError(what, where=str(where), mend=mend)
+
+
+def _ours(key: str) -> bool:
+    """Whether a weight is none that a plain LoRA has."""
+    return "lora_gate" in key or "lora_offset" in key
 
 
 def load_all(tuner: RoutedLoraModel | None, config: RoutedLoraConfig) -> None:

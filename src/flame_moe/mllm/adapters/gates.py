@@ -1,8 +1,8 @@
-"""Routing vectors without training: average activations, Arrow's prototypes, and the null expert."""
+"""Routing vectors without training: average activations, Arrow's prototypes, discriminants, and the null expert."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flame_moe.errors import AdapterError
 from flame_moe.mllm.adapters.routed_layer import NullExpert, RoutedLinear
-from flame_moe.mllm.adapters.scores import scores
+from flame_moe.mllm.adapters.scores import discriminant, pooled, scores
 
 if TYPE_CHECKING:
     from flame_moe.mllm.adapters.routed_model import RoutedLoraModel
@@ -38,6 +38,33 @@ def fill(tuner: RoutedLoraModel, task: str, batches: Iterable[Batch] | None) -> 
             layer.lora_gate[task].data.copy_(vector)
 
 
+def is_fitted(tuner: RoutedLoraModel, task: str) -> bool:
+    """Whether an expert's routing vectors come from `fit`."""
+    return any(bool(layer.lora_offset[task].any()) for _, layer in tuner.layers() if task in layer.lora_offset)
+
+
+def fit(tuner: RoutedLoraModel, task: str, batches: Iterable[Batch], background: Iterable[Batch], ridge: float) -> None:
+    """Set routing vectors and offsets of an expert to discriminants of its prompts from those of a background.
+
+    Layers see what they will see when they are asked: no expert where all layers agree beforehand, else its own.
+    """
+    with tuner.without_experts():
+        around = _prompts(tuner, background, "background")
+    if tuner.options.granularity == "model":
+        with tuner.without_experts():
+            own = _prompts(tuner, batches, "batches")
+    else:
+        tuner.use_expert(task)
+        own = _prompts(tuner, batches, "batches")
+    for name, layer in tuner.layers():
+        if len(around[name]) < 2:
+            raise AdapterError("the background is a single prompt", where="background", mend="Give some hundred.")
+        if task in layer.lora_gate:
+            vector, offset = discriminant(own[name], around[name], ridge)
+            layer.lora_gate[task].data.copy_(vector)
+            layer.lora_offset[task].data.copy_(offset)
+
+
 def arrow_prototype(layer: RoutedLinear, task: str) -> Tensor:
     """First right singular vector of B A, (n,): the unit input that an expert's output is longest for.
 
@@ -62,9 +89,10 @@ def fit_null(tuner: RoutedLoraModel, batches: Sequence[Batch], share: float) -> 
         null.offset.zero_()
     margins: dict[str, list[Tensor]] = {name: [] for name in nulls}
 
-    def margin(name: str, layer: RoutedLinear, rows: Tensor) -> None:
+    def margin(name: str, layer: RoutedLinear, x: Tensor) -> None:
         pool = [layer.lora_gate[task] for task in config.tasks if task in layer.lora_gate]
         if pool:
+            rows = _real(tuner, x)
             best = scores(rows, torch.stack(pool), config.score).max(dim=-1).values
             margins[name].append(best - nulls[name](rows, config.score)[..., 0])
 
@@ -81,26 +109,48 @@ def _mean_inputs(tuner: RoutedLoraModel, batches: Iterable[Batch]) -> dict[str, 
     total: dict[str, Tensor] = {}
     count: dict[str, int] = {}
 
-    def add(name: str, layer: RoutedLinear, rows: Tensor) -> None:
+    def add(name: str, layer: RoutedLinear, x: Tensor) -> None:
+        rows = _real(tuner, x)
         total[name] = total.get(name, torch.zeros(())) + rows.float().sum(dim=0)
         count[name] = count.get(name, 0) + len(rows)
 
     _visit(tuner, batches, add)
-    unseen = next((name for name, _ in tuner.layers() if not count.get(name)), None)
-    if unseen is not None:
-        raise AdapterError(f"layer '{unseen}' saw no token", where="batches", mend="Give at least one batch.")
+    _insist_on_all(tuner, count, "batches")
     return {name: total[name] / count[name] for name in total}
 
 
+def _prompts(tuner: RoutedLoraModel, batches: Iterable[Batch], where: str) -> dict[str, Tensor]:
+    """Layer -> mean of its input over the prompt of each sample, (samples, n) in float32."""
+    found: dict[str, list[Tensor]] = {}
+
+    def add(name: str, layer: RoutedLinear, x: Tensor) -> None:
+        if x.ndim != 3:
+            raise AdapterError("a layer does not see whole prompts", where=name, mend="Leave it out of the targets.")
+        found.setdefault(name, []).append(pooled(x.float(), tuner.tokens.prompt_of(x))[:, 0])
+
+    _visit(tuner, batches, add)
+    _insist_on_all(tuner, found, where)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _insist_on_all(tuner: RoutedLoraModel, seen: Container[str], where: str) -> None:
+    unseen = next((name for name, _ in tuner.layers() if name not in seen), None)
+    if unseen is not None:
+        raise AdapterError(f"layer '{unseen}' saw no token", where=where, mend="Give at least one batch.")
+
+
+def _real(tuner: RoutedLoraModel, x: Tensor) -> Tensor:
+    """The inputs of real tokens, (tokens, n)."""
+    real = tuner.tokens.real_of(x)
+    return x.reshape(-1, x.shape[-1]) if real is None else x[real]
+
+
 def _visit(tuner: RoutedLoraModel, batches: Iterable[Batch], see: Callable[[str, RoutedLinear, Tensor], None]) -> None:
-    """Run batches through the model and show every layer's real inputs, (tokens, n)."""
+    """Run batches through the model and show every layer's inputs, (B, T, n), padding included."""
 
     def before(name: str, layer: Any, args: tuple[Any, ...]) -> None:
-        if tuner.tokens.scouted is not None:
-            return
-        x = args[0]
-        real = tuner.tokens.real_of(x)
-        see(name, layer, x.reshape(-1, x.shape[-1]) if real is None else x[real])
+        if tuner.tokens.scouted is None:
+            see(name, layer, args[0])
 
     handles = [layer.register_forward_pre_hook(partial(before, name)) for name, layer in tuner.layers()]
     try:

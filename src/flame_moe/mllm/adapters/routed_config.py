@@ -10,7 +10,7 @@ from peft import LoraConfig
 from flame_moe.errors import AdapterError
 from flame_moe.mllm.adapters.lora_fields import check_lora_fields, one_of, positive
 from flame_moe.mllm.adapters.peft_types import peft_type
-from flame_moe.mllm.adapters.scores import SCORES
+from flame_moe.mllm.adapters.scores import DISCRIMINANT, SCORES
 
 ROUTED_LORA = "FLAME_ROUTED_LORA"
 GRANULARITIES = ("token", "sequence", "model")
@@ -27,10 +27,12 @@ class RoutedLoraConfig(LoraConfig):
         r: rank of an expert, 16 in PHATGOOSE.
         lora_alpha: an expert's output is multiplied by `lora_alpha / r`.
         top_k: how many experts a token uses, at most as many as there are.
-        score: "standardized", "cosine", "raw" or "arrow" (see `flame_moe.mllm.adapters.scores`).
+        score: "standardized", "cosine", "raw", "arrow" or "discriminant" (see `flame_moe.mllm.adapters.scores`); the
+            last is of whole prompts and of vectors from `fit_gate`.
         granularity: "token": every token chooses for itself in every layer; "sequence": the mean score over the prompt
             chooses for the whole sample, layer by layer; "model": the mean of that over all layers chooses for the
-            whole sample and model, for which a prompt runs twice (our own; wants top_k=1).
+            whole sample and model, for which a prompt runs twice (our own; wants top_k=1). With discriminant scores it
+            runs without experts the first time, so that what is said of one expert does not depend on the others.
         temperature: by which scores are divided before the softmax.
         null_expert: whether a fitted null expert, whose output is zero, takes part (see `fit_null`).
         language_only: whether a target outside the language model is a mistake.
@@ -51,7 +53,7 @@ class RoutedLoraConfig(LoraConfig):
     r: int = field(default=16, metadata={"help": "rank of an expert"})
     lora_alpha: int = field(default=16, metadata={"help": "an expert's output is multiplied by lora_alpha / r"})
     top_k: int = field(default=2, metadata={"help": "experts that a token uses"})
-    score: Literal["standardized", "cosine", "raw", "arrow"] = field(default="standardized")
+    score: Literal["standardized", "cosine", "raw", "arrow", "discriminant"] = field(default="standardized")
     granularity: Literal["token", "sequence", "model"] = field(default="token")
     temperature: float = field(default=1.0)
     null_expert: bool = field(default=False, metadata={"help": "whether a fitted null expert takes part"})
@@ -73,6 +75,9 @@ class RoutedLoraConfig(LoraConfig):
         one_of("score", self.score, SCORES)
         one_of("granularity", self.granularity, GRANULARITIES)
         positive("temperature", self.temperature)
+        if self.score == DISCRIMINANT and self.granularity == "token":
+            mend = "Give granularity='model' or 'sequence'."
+            raise AdapterError("discriminant scores are of whole prompts, not of tokens", where="score", mend=mend)
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1:
             raise AdapterError(f"top_k is {self.top_k!r}", where="top_k", mend="Give a whole number from 1.")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flame_moe.errors import AdapterError
 from flame_moe.mllm.adapters.routed_config import RoutedLoraConfig
-from flame_moe.mllm.adapters.scores import gate, pooled, scores, top_k_weights
+from flame_moe.mllm.adapters.scores import DISCRIMINANT, gate, pooled, scores, top_k_weights
 from flame_moe.mllm.adapters.tokens import Tokens
 from flame_moe.mllm.adapters.variant import TokenDependent
 
@@ -33,13 +33,14 @@ class RoutedLinear(lora.Linear):
     """A linear layer with routed LoRA experts; what a forward does depends on the active adapter alone.
 
     Attributes:
-        lora_gate: task -> routing vector (n,), float32, zero until it is trained or filled.
+        lora_gate: task -> routing vector (n,), float32, zero until it is trained, filled or fitted.
+        lora_offset: task -> what is added to its discriminant score, (), float32, zero until it is fitted.
         lora_null: name of the router -> its null expert.
         tokens: what is known of the tokens of the running forward, shared by all layers of a model.
         layer_name: of this layer in the model.
     """
 
-    adapter_layer_names: tuple[str, ...] = (*lora.Linear.adapter_layer_names, "lora_gate")
+    adapter_layer_names: tuple[str, ...] = (*lora.Linear.adapter_layer_names, "lora_gate", "lora_offset")
     tokens: Tokens
     layer_name: str
 
@@ -47,6 +48,7 @@ class RoutedLinear(lora.Linear):
         """Add an expert, or the router."""
         if not hasattr(self, "lora_gate"):
             self.lora_gate = nn.ParameterDict()
+            self.lora_offset = nn.ParameterDict()
             self.lora_null = nn.ModuleDict()
             self.frozen_peft_weight_names = {}
         base: Any = self.get_base_layer()
@@ -58,17 +60,18 @@ class RoutedLinear(lora.Linear):
             self.scaling[adapter_name], self.lora_bias[adapter_name] = 1.0, False
             self.lora_null[adapter_name] = NullExpert(features, weight.device)
             return
-        self.lora_gate[adapter_name] = nn.Parameter(
-            torch.zeros(features, dtype=torch.float32, device=weight.device), requires_grad=False
-        )
-        self.frozen_peft_weight_names[adapter_name] = ("lora_gate",)
+        for kept, shape in ((self.lora_gate, (features,)), (self.lora_offset, ())):
+            zeros = torch.zeros(shape, dtype=torch.float32, device=weight.device)
+            kept[adapter_name] = nn.Parameter(zeros, requires_grad=False)
+        self.frozen_peft_weight_names[adapter_name] = ("lora_gate", "lora_offset")
         super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
 
     def gate_only(self, task: str | None) -> None:
         """Apply and train the gate of this expert and nothing else; None: of none."""
         for name in list(self.lora_gate):
             chosen = name == task
-            self.frozen_peft_weight_names[name] = ("lora_A", "lora_B") if chosen else ("lora_gate",)
+            still = ("lora_A", "lora_B") if chosen else ("lora_gate",)
+            self.frozen_peft_weight_names[name] = (*still, "lora_offset")
             if chosen:
                 self.lora_variant[name] = Gated()
             else:
@@ -93,12 +96,13 @@ class RoutedLinear(lora.Linear):
         return up(down(self.lora_dropout[task](x.to(down.weight.dtype)))) * self.scaling[task]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """As in PEFT, but a gate stays in float32."""
-        gate = self.lora_gate.get(adapter_name)
+        """As in PEFT, but a gate and its offset stay in float32."""
+        whole = [(kept, kept.get(adapter_name)) for kept in (self.lora_gate, self.lora_offset)]
         super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-        if gate is not None and gate.device.type != "meta":
-            place = self.lora_gate[adapter_name].device
-            self.lora_gate[adapter_name] = nn.Parameter(gate.detach().to(place), requires_grad=gate.requires_grad)
+        for kept, before in whole:
+            if before is not None and before.device.type != "meta":
+                place = kept[adapter_name].device
+                kept[adapter_name] = nn.Parameter(before.detach().to(place), requires_grad=before.requires_grad)
 
 
 class Gated(TokenDependent):
@@ -125,6 +129,9 @@ class Routed(TokenDependent):
         if not pool:
             return result
         names = [*pool, NULL] if self.config.null_expert else pool
+        if self.config.score == DISCRIMINANT and module.tokens.scouted is not None:
+            _vote(module, names, self.score(module, active_adapter, names, x), x)
+            return result
         weights = self.weights(module, active_adapter, names, x)
         if (record := module.tokens.record) is not None and module.tokens.scouted is None:
             record.add(module.layer_name, names, weights.expand(*x.shape[:-1], len(names)), module.tokens.real_of(x))
@@ -135,11 +142,7 @@ class Routed(TokenDependent):
 
     def weights(self, module: RoutedLinear, router: str, names: Sequence[str], x: Tensor) -> Tensor:
         """Weight of every expert, by name: (..., n) -> (..., E), or (B, 1, E) where a whole sample chooses."""
-        config = self.config
-        gates = [module.lora_gate[name] for name in names if name != NULL]
-        score = scores(x, torch.stack(gates), config.score)
-        if names[-1] == NULL:
-            score = torch.cat([score, module.lora_null[router](x, config.score)], dim=-1)
+        config, score = self.config, self.score(module, router, names, x)
         if config.granularity == "sequence":
             score = _decided(module, score, x)
         elif config.granularity == "model" and module.tokens.scouted is not None:
@@ -147,6 +150,19 @@ class Routed(TokenDependent):
         elif config.granularity == "model":
             score = _agreed(module, names, score)
         return top_k_weights(score, config.top_k, config.temperature)
+
+    def score(self, module: RoutedLinear, router: str, names: Sequence[str], x: Tensor) -> Tensor:
+        """Score of every expert for every token: (..., n) -> (..., E)."""
+        kind, pool = self.config.score, [name for name in names if name != NULL]
+        found = scores(x, torch.stack([module.lora_gate[name] for name in pool]), kind)
+        if kind == DISCRIMINANT:
+            found = found + torch.stack([module.lora_offset[name] for name in pool])
+        if names[-1] != NULL:
+            return found
+        # The ratio of a density to itself: to a discriminant, the null expert is the background.
+        none = found.new_zeros(*found.shape[:-1], 1)
+        null = none if kind == DISCRIMINANT else module.lora_null[router](x, kind)
+        return torch.cat([found, null], dim=-1)
 
 
 class NullExpert(nn.Module):

@@ -17,6 +17,7 @@ from flame_moe.mllm.adapters import expert_files, gates
 from flame_moe.mllm.adapters.lora_fields import check_lora_fields
 from flame_moe.mllm.adapters.routed_config import RoutedLoraConfig
 from flame_moe.mllm.adapters.routed_layer import RoutedLinear
+from flame_moe.mllm.adapters.scores import DISCRIMINANT
 from flame_moe.mllm.adapters.targets import matched
 from flame_moe.mllm.adapters.tuner import ExpertTuner
 
@@ -146,12 +147,18 @@ class RoutedLoraModel(ExpertTuner):
         if options.get("top_k", 1) > len(config.tasks):
             what = f"top_k is {options['top_k']}, but there are {len(config.tasks)} experts"
             raise AdapterError(what, where="top_k", mend=f"Give at most {len(config.tasks)}.")
-        if options.get("null_expert", config.null_expert) and not gates.null_is_fitted(self):
+        fitted = options.get("score", config.score) == DISCRIMINANT
+        if options.get("null_expert", config.null_expert) and not fitted and not gates.null_is_fitted(self):
             raise AdapterError("the null expert was never fitted", where="null_expert", mend="Call fit_null(batches).")
-        empty = [task for task in config.tasks if len(config.tasks) > 1 and gates.is_empty(self, task)]
+        several = config.tasks if len(config.tasks) > 1 else []
+        empty = [task for task in several if gates.is_empty(self, task)]
         if empty:
-            mend = "Train it with train_gate, or fill it with fill_gate."
+            mend = "Train it with train_gate, fill it with fill_gate, or fit it with fit_gate."
             raise AdapterError(f"expert '{empty[0]}' has no routing vector", where="route", mend=mend)
+        unfitted = [task for task in several if fitted and not gates.is_fitted(self, task)]
+        if unfitted:
+            what = f"the routing vector of expert '{unfitted[0]}' is no discriminant"
+            raise AdapterError(what, where="score", mend="Fit it with fit_gate, or route by another score.")
         for name, value in options.items():
             setattr(config, name, value)
         self.set_adapter(self.router, inference_mode=True)
@@ -173,6 +180,37 @@ class RoutedLoraModel(ExpertTuner):
             self.use_expert(task)
             gates.fill(self, task, batches)
 
+    def fit_gate(
+        self,
+        task: str,
+        batches: Iterable[Mapping[str, Tensor]],
+        background: Iterable[Mapping[str, Tensor]],
+        ridge: float = 0.1,
+    ) -> None:
+        """Fit the routing vectors of an expert in closed form, for score="discriminant". Our own: neither paper has it.
+
+        In every layer the vector and its offset tell the task's prompts from those of a background by the logarithm of
+        a density ratio (`scores.discriminant`). Nothing is trained and no other expert is looked at. The null expert
+        needs no fitting then: its score is 0, so that prompts more like the background are left to the base.
+
+        Args:
+            task: the expert.
+            batches: of its training prompts, some hundred; with `labels`, tokens whose label is not -100 are left out.
+            background: of what the base alone shall go on answering; the same sample for every expert.
+            ridge: added to the background's covariance, as a share of its mean variance.
+
+        Raises:
+            AdapterError: if there is no such expert, no batch, a ridge of 0 or below, or routing is by token.
+        """
+        self._check_task(task)
+        if not ridge > 0:
+            raise AdapterError(f"ridge is {ridge!r}", where="ridge", mend="Give a number above 0.")
+        if self.options.granularity == "token":
+            mend = "Make the pool with granularity='model' or 'sequence', or call route(granularity=...) first."
+            raise AdapterError("discriminants are of whole prompts, not of tokens", where="granularity", mend=mend)
+        with self._in_mode():
+            gates.fit(self, task, batches, background, ridge)
+
     def fit_null(self, batches: Iterable[Mapping[str, Tensor]], share: float = 0.9) -> None:
         """Fit the null expert to a sample of what the base alone shall go on answering, and let it take part.
 
@@ -188,6 +226,9 @@ class RoutedLoraModel(ExpertTuner):
         """
         if not self.tasks:
             raise AdapterError("there is no expert yet", where="fit_null", mend="Add one first: add_expert(task).")
+        if self.options.score == DISCRIMINANT:
+            mend = "Call route(null_expert=True)."
+            raise AdapterError("with discriminant scores the null expert needs no fitting", where="score", mend=mend)
         if not 0 < share < 1:
             raise AdapterError(f"share is {share!r}", where="share", mend="Give a number between 0 and 1.")
         with self._in_mode():
@@ -246,6 +287,15 @@ class RoutedLoraModel(ExpertTuner):
             self.train_gate(mode[1])
             return
         self.set_adapter(active, inference_mode=not trained)
+
+    @contextmanager
+    def without_experts(self) -> Iterator[None]:
+        """The base alone inside of `_in_mode`, which puts back what was trained."""
+        self.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.enable_adapter_layers()
 
     @contextmanager
     def _in_mode(self) -> Iterator[None]:

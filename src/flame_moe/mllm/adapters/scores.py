@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCORES = ("standardized", "cosine", "raw", "arrow")
+DISCRIMINANT = "discriminant"
+SCORES = ("standardized", "cosine", "raw", "arrow", DISCRIMINANT)
 EPS = 1e-5
 """Of the standardisation, as in LayerNorm: a routing vector whose variance is below about 1e-3 feels it."""
 
@@ -21,6 +22,7 @@ def scores(x: Tensor, vectors: Tensor, kind: str) -> Tensor:
         cosine         u^T v / (|u| |v|)
         raw            u^T v
         arrow          |u^T v|                                                (Arrow, arXiv 2405.11157)
+        discriminant   u^T v, to which the offset of the expert is to be added (`discriminant`)
 
     Args:
         x: (..., n) inputs of the layer.
@@ -48,6 +50,41 @@ def _scores(x: Tensor, vectors: Tensor, kind: str) -> Tensor:
         return functional.normalize(x, dim=-1) @ functional.normalize(vectors, dim=-1).T
     raw = x @ vectors.T
     return raw.abs() if kind == "arrow" else raw
+
+
+def discriminant(own: Tensor, background: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Routing vector v and offset b: u^T v + b says how much likelier u is among a task's prompts than elsewhere.
+
+    The logarithm of the ratio of two normal densities with the means of both samples and the covariance C of the
+    background (Fisher's linear discriminant; for prototypes of continual learning see RanPAC, arXiv 2307.02251):
+
+        v = C^-1 (m - m_0),   b = -v^T (m + m_0) / 2,   C = cov(background) + ridge * (mean variance) * 1
+
+    Args:
+        own: (samples, n) of the task.
+        background: (samples, n), at least 2; with fewer than n a system of that size is solved instead.
+        ridge: above 0.
+
+    Returns:
+        (n,) and (), in float64.
+
+    Example:
+        >>> v, b = discriminant(torch.tensor([[3.0], [5.0]]), torch.tensor([[-1.0], [1.0]]), ridge=1e-9)
+        >>> round(float(4 * v + b), 3)  # at the mean of the task: half of (4 / 1)^2
+        8.0
+    """
+    own, background = own.double(), background.double()
+    apart = own.mean(dim=0) - background.mean(dim=0)
+    rows = background - background.mean(dim=0)
+    count, n = rows.shape
+    spread = (ridge * rows.square().mean()).clamp_min(torch.finfo(torch.float32).tiny)
+    if count < n:
+        inner = rows @ rows.T + count * spread * torch.eye(count, dtype=rows.dtype, device=rows.device)
+        vector = (apart - rows.T @ torch.linalg.solve(inner, rows @ apart)) / spread
+    else:
+        covariance = rows.T @ rows / count + spread * torch.eye(n, dtype=rows.dtype, device=rows.device)
+        vector = torch.linalg.solve(covariance, apart)
+    return vector, -vector @ (own.mean(dim=0) + background.mean(dim=0)) / 2
 
 
 def gate(x: Tensor, vector: Tensor) -> Tensor:

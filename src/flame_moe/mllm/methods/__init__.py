@@ -12,6 +12,7 @@ from flame_moe.mllm.methods.routed import (
     AverageActivationModel,
     AverageActivationSequence,
     Routed,
+    RoutedDiscriminant,
     RoutedModel,
     RoutedNull,
     RoutedSequence,
@@ -21,7 +22,7 @@ from flame_moe.mllm.methods.sequential import Joint, LwF, Sequential
 _ALL: tuple[type[Method], ...] = (
     *(Joint, Sequential, Ewc, Mas, LwF, OLora),
     *(Identity, Merged, Retrieval, AverageActivation, AverageActivationSequence, AverageActivationModel),
-    *(Routed, RoutedSequence, RoutedModel, RoutedNull),
+    *(Routed, RoutedSequence, RoutedModel, RoutedNull, RoutedDiscriminant),
     *(PassMoe, PassReweighting, PassRandom, PassCode, MoeSoftmax, MoeTopk),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}

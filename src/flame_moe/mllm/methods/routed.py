@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from flame_moe.errors import RecipeError
 from flame_moe.mllm.methods.base import Grid, Method, Part, Say, Share, TaskData, library, sampled
 from flame_moe.mllm.stream.encode import Batch, Encoded
 from flame_moe.training.seeding import derive
@@ -25,7 +26,9 @@ class Routed(Method):
     grid: ClassVar[Grid] = {"rate": (0.4, 1.0), "top_k": (1, 2)}
     granularity: ClassVar[Literal["token", "sequence", "model"]] = "token"
     null: ClassVar[bool] = False
-    """Whether a null expert, fitted on the foundation sample, takes part."""
+    """Whether a null expert takes part."""
+    score: ClassVar[Literal["discriminant"] | None] = None
+    """Instead of that of the settings."""
     current = ""
 
     def prepare(self, model: Any) -> Any:
@@ -37,7 +40,7 @@ class Routed(Method):
             r=s.rank,
             lora_alpha=s.rank,
             top_k=1 if self.granularity == "model" else s.top_k,
-            score=s.score,
+            score=self.score or s.score,
             temperature=s.temperature,
             granularity=self.granularity,
         )
@@ -55,9 +58,13 @@ class Routed(Method):
         self.tasks.append(task.name)
         self.model.route(null_expert=False)
         if self.null and self.foundation is not None:
-            rows = sampled(self.foundation, 200, self.seed, "null")
-            self.model.fit_null(list(self.inputs(self.foundation, rows)), share=self.settings.null_share)
-            self.model.route()
+            self.admit_null(self.foundation)
+
+    def admit_null(self, foundation: Encoded) -> None:
+        """Let the null expert take part."""
+        rows = sampled(foundation, 200, self.seed, "null")
+        self.model.fit_null(list(self.inputs(foundation, rows)), share=self.settings.null_share)
+        self.model.route()
 
     def gate(self, task: TaskData, say: Say) -> None:
         """Give the new expert its routing vectors."""
@@ -81,7 +88,9 @@ class Routed(Method):
         return [p for name, p in self.model.named_parameters() if f".{self.current}." in name]
 
     def stored(self) -> dict[Part, int]:
-        gates = sum(p.numel() for n, p in self.model.named_parameters() if n.endswith(f"lora_gate.{self.current}"))
+        kept = ("lora_gate",) if self.score is None else ("lora_gate", "lora_offset")
+        ends = tuple(f"{name}.{self.current}" for name in kept)
+        gates = sum(p.numel() for n, p in self.model.named_parameters() if n.endswith(ends))
         count = len(self.tasks)
         return {"experts": count * sum(p.numel() for p in self.trained()), "routers": count * gates}
 
@@ -145,3 +154,34 @@ class AverageActivationModel(AverageActivation):
     label = "average-activation routing, all layers agreed"
     grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
     granularity = "model"
+
+
+class RoutedDiscriminant(Routed):
+    """All layers agree on one expert, or on none, by discriminants of its prompts from the foundation sample: our own.
+
+    Nothing is trained for routing, and what is said of an expert does not depend on the others.
+    """
+
+    name = "routed-discriminant"
+    label = "routed experts by discriminant, or none"
+    grid: ClassVar[Grid] = {"rate": (0.4, 1.0)}
+    granularity = "model"
+    score = "discriminant"
+    null = True
+    PROMPTS_OF: ClassVar[int] = 500
+
+    def gate(self, task: TaskData, say: Say) -> None:
+        if self.foundation is None:
+            raise RecipeError("discriminants need a foundation sample", where=self.name, mend="Give one.")
+        rows = sampled(task.train, self.PROMPTS_OF, self.seed, "means", task.name)
+        around = self.prompts(self.foundation, torch.arange(len(self.foundation)))
+        self.model.fit_gate(task.name, self.prompts(task.train, rows), around)
+
+    def admit_null(self, foundation: Encoded) -> None:
+        self.model.route(null_expert=True)
+
+    def prompts(self, data: Encoded, rows: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Some samples with labels, by which the layers know where a prompt ends."""
+        for part in rows.split(self.settings.batch):
+            batch = data.batch(part, self.embedding)
+            yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
