@@ -11,6 +11,7 @@ from flame_moe.errors import CheckpointError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
 
+from flame_moe.experiments.mllm import votes
 from flame_moe.experiments.mllm.__main__ import compare, main
 from flame_moe.experiments.mllm.cells import Cell, Place, grid
 from flame_moe.mllm.methods import METHODS
@@ -146,3 +147,19 @@ def test_every_grid_is_of_settings_that_exist() -> None:
     assert known == {"rate", "strength", "top_k"}
     for method in METHODS.values():
         assert all(grid(method.name)) == bool(method.grid)
+
+
+def test_every_kind_of_routing_vector_is_asked_alone_and_together(
+    mllm_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert votes.main(["tiny-ci", str(tmp_path), "--seeds", "1", "--cache", str(mllm_cache)]) == 0
+    (found,) = json.loads((tmp_path / "votes.json").read_text())["seeds"]
+    assert set(found["mean inputs"]) == {"layer", "together"}
+    best = found["discriminants, background of 200, ridge 0.1"]
+    assert set(best) == {"layer", "together", "own", "left"}
+    assert best["own"] <= best["together"]
+    assert best["together"] > 0.9
+    assert best["left"] > 0.5
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(found)
+    assert votes.main(["tiny-ci", str(tmp_path), "--seeds", "0"]) == 2
+    assert "0 seeds" in capsys.readouterr().err

@@ -49,13 +49,13 @@ def fit(tuner: RoutedLoraModel, task: str, batches: Iterable[Batch], background:
     Layers see what they will see when they are asked: no expert where all layers agree beforehand, else its own.
     """
     with tuner.without_experts():
-        around = _prompts(tuner, background, "background")
+        around = prompt_means(tuner, background, "background")
     if tuner.options.granularity == "model":
         with tuner.without_experts():
-            own = _prompts(tuner, batches, "batches")
+            own = prompt_means(tuner, batches, "batches")
     else:
         tuner.use_expert(task)
-        own = _prompts(tuner, batches, "batches")
+        own = prompt_means(tuner, batches, "batches")
     for name, layer in tuner.layers():
         if len(around[name]) < 2:
             raise AdapterError("the background is a single prompt", where="background", mend="Give some hundred.")
@@ -119,7 +119,7 @@ def _mean_inputs(tuner: RoutedLoraModel, batches: Iterable[Batch]) -> dict[str, 
     return {name: total[name] / count[name] for name in total}
 
 
-def _prompts(tuner: RoutedLoraModel, batches: Iterable[Batch], where: str) -> dict[str, Tensor]:
+def prompt_means(tuner: RoutedLoraModel, batches: Iterable[Batch], where: str) -> dict[str, Tensor]:
     """Layer -> mean of its input over the prompt of each sample, (samples, n) in float32."""
     found: dict[str, list[Tensor]] = {}
 

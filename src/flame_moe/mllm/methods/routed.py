@@ -79,6 +79,12 @@ class Routed(Method):
             batch = data.batch(part, self.embedding)
             yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
 
+    def prompts(self, data: Encoded, rows: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Some samples with labels, by which the layers know where a prompt ends."""
+        for part in rows.split(self.settings.batch):
+            batch = data.batch(part, self.embedding)
+            yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
+
     def logits(self, batch: Batch, task: str | None) -> Tensor:
         # Labels tell the layers where the prompt ends: a sequence is routed by its prompt alone.
         inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
@@ -179,9 +185,3 @@ class RoutedDiscriminant(Routed):
 
     def admit_null(self, foundation: Encoded) -> None:
         self.model.route(null_expert=True)
-
-    def prompts(self, data: Encoded, rows: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Some samples with labels, by which the layers know where a prompt ends."""
-        for part in rows.split(self.settings.batch):
-            batch = data.batch(part, self.embedding)
-            yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
