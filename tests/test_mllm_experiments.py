@@ -38,6 +38,8 @@ def test_every_setting_is_tried_once_and_one_goes_on(done: tuple[Place, str]) ->
     cells = sorted(folder.name for folder in (Path(place.out) / "cells").iterdir())
     # Two settings with seed 0 on order a, then the chosen one with another seed and on the other order.
     assert len(cells) == len(NAMES) * (2 + 3)
+    for order in "ab":
+        assert (Path(place.out) / f"table-{order}.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((Path(place.out) / "table.json").read_text())["rows"]
     assert [row["method"] for row in rows["a"]] == NAMES
     for row in rows["a"]:

@@ -15,9 +15,10 @@ from rich.console import Console
 from flame_moe.environment import environment
 from flame_moe.errors import FlameError, RecipeError
 from flame_moe.experiments.mllm.cells import Cell, Place, grid
+from flame_moe.experiments.mllm.picture import picture
 from flame_moe.experiments.mllm.table import markdown, rows
 from flame_moe.experiments.work import Bar, Tell, Work
-from flame_moe.files import write_text
+from flame_moe.files import write_bytes, write_text
 from flame_moe.mllm.methods import METHODS, method_named
 from flame_moe.mllm.run import settings_for
 from flame_moe.mllm.stream.base import default_cache
@@ -74,6 +75,8 @@ def compare(
     )
     write_text(Path(place.out) / "table.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_text(Path(place.out) / "table.md", text)
+    for order, table in found.items():
+        write_bytes(Path(place.out) / f"table-{order}.png", picture(table, f"{place.stream}, order {order}"))
     return text
 
 
