@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 import torch
 
 from flame_moe.data.store import Store
+from flame_moe.nn import products
 from flame_moe.report.figures import DRAWN
 from tests.example_stores import random_samples, write
+
+# Tests compare bits between processes; on a busy machine the probe of each could decide otherwise.
+os.environ.setdefault(products.VARIABLE, products.library())
 
 
 @pytest.fixture(autouse=True)

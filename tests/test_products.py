@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -22,14 +22,11 @@ switched = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing decided before the test, nothing left after it."""
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing decided before the test, and after it what the process had decided: tests around it compare bits."""
     monkeypatch.delenv(products.VARIABLE, raising=False)
-    decided = products._default, products.exact
-    products._default.cache_clear()
-    yield
-    for each in decided:
-        each.cache_clear()
+    for name in ("_default", "exact"):
+        monkeypatch.setattr(products, name, cache(getattr(products, name).__wrapped__))
 
 
 @switched

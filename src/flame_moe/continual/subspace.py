@@ -41,12 +41,16 @@ class Subspaces:
                 self.bases[key] = extended(basis, second, threshold)
 
     def projector(self, name: str, matrix: StackedMatrix) -> Tensor | None:
-        """(..., in, in) float32 onto the protected directions; None where nothing of a weight is protected."""
+        """(..., in, in) float32 onto the protected directions; None where nothing of a weight is protected.
+
+        Exactly the identity where all directions are: what is left of a change is then 0, not its rounding, which an
+        optimizer that scales every entry (Adam) would take for a gradient.
+        """
         own = [self.bases.get(f"{name}|{which}") for which in range(matrix.matrices)]
         width = matrix.shape[-1]
         if all(basis is None or basis.shape[1] == 0 for basis in own):
             return None
-        onto = torch.stack([torch.zeros(width, width) if m is None else m @ m.T for m in own])
+        onto = torch.stack([torch.zeros(width, width) if m is None else _onto(m) for m in own])
         return onto.view(*matrix.shape[:-2], width, width)
 
     def rows(self, name: str) -> Tensor | None:
@@ -86,7 +90,9 @@ def extended(basis: Tensor, second: Tensor, threshold: float) -> Tensor:
     values, vectors = torch.linalg.eigh(_outside(m, c))
     gained = values.flip(0).clamp(min=0).cumsum(0)
     count = int((held + gained < threshold * total).sum()) + 1
-    new = vectors.flip(1)[:, : min(count, len(c) - m.shape[1])]
+    # Directions without energy may lie in M, and are no new ones.
+    count = min(count, int((values > 1e-14 * total).sum()), len(c) - m.shape[1])
+    new = vectors.flip(1)[:, :count]
     # Once more, so that rounding does not add up over stages.
     new = torch.linalg.qr(new - m @ (m.T @ new)).Q
     return torch.cat([m, new], dim=1).float()
@@ -105,6 +111,14 @@ def free_directions(basis: Tensor | None, second: Tensor, rank: int) -> Tensor:
     vectors = torch.linalg.eigh(_outside(m, c + 1e-9 * (1 + float(c.trace()) / width) * eye)).eigenvectors
     rows = vectors.flip(1)[:, : min(rank, width - m.shape[1])].T
     return torch.cat([rows, torch.zeros(rank - len(rows), width, dtype=torch.float64)]).float()
+
+
+def _onto(basis: Tensor) -> Tensor:
+    """M M^T, computed in float64 so that its float32 bits do not depend on where or in which order the basis lies."""
+    if basis.shape[1] == len(basis):
+        return torch.eye(len(basis))
+    m = basis.double()
+    return (m @ m.T).float()
 
 
 def _outside(m: Tensor, c: Tensor) -> Tensor:
