@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,15 @@ def test_mistakes_are_told_before_any_work(
     assert main(["tiny-ci", str(tmp_path / "out"), "--cache", str(mllm_cache), "--set", "step=3"]) == 2
     assert "step" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_given_is_not_chosen(done: tuple[Place, str], tmp_path: Path) -> None:
+    place = replace(done[0], out=str(tmp_path), changes=(("rate", 1.0), ("steps", 1.0)))
+    compare(place, ["identity"], orders=["a"], seeds=1, workers=0, resamples=10)
+    (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]["a"]
+    assert row["setting"] == "rate = 1"
+    assert list(row["validation"]) == ["rate = 1"]
+    assert [s for s in grid("routed", ("rate",))] == [(("top_k", 1.0),), (("top_k", 2.0),)]
 
 
 def test_every_grid_is_of_settings_that_exist() -> None:

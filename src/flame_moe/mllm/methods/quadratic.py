@@ -40,7 +40,7 @@ class Quadratic(Sequential):
                 self.importance[name] += self.mattering(gradient) / len(which)
         self.anchor = {name: p.detach().clone() for name, p in own.items()}
 
-    def term(self, logits: Tensor, batch: Batch) -> Tensor:
+    def term(self) -> Tensor:
         pulls = [(self.importance[name] * (p - self.anchor[name]).square()).sum() for name, p in self.adapter().items()]
         return self.settings.strength / 2 * torch.stack(pulls).sum()
 

@@ -41,12 +41,12 @@ class Sequential(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """What is minimised: the answers' cross-entropy, and the method's own term once a task was learned."""
-        logits = self.call(batch)
-        return answer_loss(logits, batch.labels) + (self.term(logits, batch) if self.tasks else 0.0)
+        loss = self.answered(batch)
+        return loss + self.term() if self.tasks else loss
 
-    def term(self, logits: Tensor, batch: Batch) -> Tensor:
+    def term(self) -> Tensor | float:
         """The method's own term; none here."""
-        return logits.new_zeros(())
+        return 0.0
 
     def logits(self, batch: Batch, task: str | None) -> Tensor:
         return self.call(batch)
@@ -88,7 +88,13 @@ class LwF(Sequential):
     def before(self, task: TaskData) -> None:
         self._old = {name: p.detach().clone() for name, p in self.adapter().items()}
 
-    def term(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
+        if not self.tasks:
+            return self.answered(batch)
+        logits = self.call(batch)
+        return answer_loss(logits, batch.labels) + self._moved(logits, batch)
+
+    def _moved(self, logits: Tensor, batch: Batch) -> Tensor:
         inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "use_cache": False}
         with torch.no_grad():
             before = torch.func.functional_call(self.model, self._old, (), inputs).logits

@@ -8,33 +8,14 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import Any, ClassVar
 
 from flame_moe.environment import environment
-from flame_moe.errors import CheckpointError, NonFiniteError
-from flame_moe.files import write_bytes
-from flame_moe.locking import writing
 from flame_moe.mllm.stream.foundation import foundation
-from flame_moe.mllm.stream.llava import (
-    Say,
-    TinyConfig,
-    build,
-    foundation_data,
-    picture_features,
-    train_language,
-    train_tower,
-)
-from flame_moe.mllm.stream.samples import Pixels
-from flame_moe.mllm.stream.score import exact
-from flame_moe.mllm.stream.words import WORDS
-from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
-
-_KIND, _VERSION = "flame-moe-tiny-llava", 1
-_VALIDATION = 1000
+from flame_moe.mllm.stream.kept import Kept
+from flame_moe.mllm.stream.llava import Say, TinyConfig, build, train_language, train_tower
+from flame_moe.mllm.stream.words import WORDS, WordReader
+from flame_moe.training.checkpoint import save_checkpoint
 
 
 def default_cache() -> Path:
@@ -43,16 +24,15 @@ def default_cache() -> Path:
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(Kept):
     """The trained model in a cache.
 
     Attributes:
         config: that made it.
-        folder: where it is.
     """
 
     config: TinyConfig
-    folder: Path
+    kind: ClassVar[str] = "flame-moe-tiny-llava"
 
     @classmethod
     def of(cls, config: TinyConfig, cache: Path, say: Say) -> Base:
@@ -61,81 +41,40 @@ class Base:
         Raises:
             BusyError: if another process is training it at this moment.
         """
-        text = json.dumps([_VERSION, config.plain(), WORDS], sort_keys=True)
-        base = cls(config, cache / f"tiny-llava-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
-        if not base.folder.is_dir():
-            cache.mkdir(parents=True, exist_ok=True)
-            with writing(base.folder, "training the base model"):
-                base._make(say)
+        text = json.dumps([cls.version, config.plain(), WORDS], sort_keys=True)
+        base = cls(cache / f"tiny-llava-{hashlib.sha256(text.encode()).hexdigest()[:12]}", config)
+        base.ensure(base._make, "training the base model", say)
         return base
 
+    @property
+    def tower(self) -> TinyConfig:
+        return self.config
+
+    @property
+    def reader(self) -> WordReader:
+        return WordReader()
+
     def model(self) -> Any:
-        """A fresh copy, frozen and in evaluation mode.
-
-        Raises:
-            CheckpointError: if what is kept is damaged.
-        """
-        tensors, _ = self._load()
         model = build(self.config)
-        model.load_state_dict(tensors, strict=False)
-        model.tie_weights()
-        if gone := [name for name, _ in model.named_parameters() if name not in tensors]:
-            raise CheckpointError(
-                f"the tensor '{gone[0]}' is missing", where=str(self.folder), mend="Remove the folder."
-            )
+        self.fill(model, model)
         return model.requires_grad_(False).eval()
-
-    def manifest(self) -> dict[str, Any]:
-        """What is known of it: configuration, accuracies, seconds, machine."""
-        return self._load()[1]
-
-    def features(self, model: Any, name: str, pictures: Pixels) -> Tensor:
-        """(n, patches, width) of the pictures of a split, from the cache where they were computed before.
-
-        Args:
-            model: of `model`.
-            name: of the file, for people; the pictures themselves decide whether it fits.
-            pictures: (n, H, W, 3).
-        """
-        digest = hashlib.sha256(pictures.tobytes()).hexdigest()[:12]
-        file = self.folder.with_name(f"{self.folder.name}-features") / f"{name}-{digest}.safetensors"
-        if file.is_file():
-            try:
-                return safetensors.torch.load_file(file)["features"].float()
-            except (safetensors.SafetensorError, KeyError):
-                mend = "Remove the file: it is made again."
-                raise CheckpointError("the picture features are damaged", where=str(file), mend=mend) from None
-        found = picture_features(model, pictures)
-        write_bytes(file, safetensors.torch.save({"features": found}))
-        return found.float()
-
-    def _load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return load_checkpoint(self.folder, kind=_KIND, version=_VERSION)
 
     def _make(self, say: Say) -> None:
         config, start = self.config, time.perf_counter()
-        skills = foundation("train", config.samples, config.image, config.tasks)
+        skills = foundation("train", config.samples, config.image, self.skills)
         model = build(config).train()
         seen = train_tower(model, skills, config, say)
         between = time.perf_counter()
         model.model.vision_tower.requires_grad_(False)
-        train_language(model, skills, config, say)
-        model.eval()
-        held = foundation_data(model, foundation("val", _VALIDATION, config.image, config.tasks))
-        right = exact(
-            lambda b: model(inputs_embeds=b.embeds, attention_mask=b.mask).logits, held, model.get_input_embeddings()
-        )
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-            raise NonFiniteError("the weights of the base model are no numbers", mend="Lower the learning rate.")
-        kinds = sorted({item.kind for item in held.items})
-        of_kind = {k: [bool(r) for r, item in zip(right, held.items, strict=True) if item.kind == k] for k in kinds}
+        learns = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters()]
+        train_language(model, skills, self.reader, learns, config, say)
+        spent = {"tower": between - start, "language": time.perf_counter() - between}
         manifest = {
             "config": config.plain(),
             "words": list(WORDS),
             "tower_slots_named": seen,
-            "foundation_validation": float(right.float().mean()),
-            "foundation_by_kind": {kind: sum(found) / len(found) for kind, found in of_kind.items()},
-            "seconds": {"tower": between - start, "language": time.perf_counter() - between},
+            **self.judged(model.eval(), say),
+            "seconds": spent,
             "environment": environment().plain(),
         }
-        save_checkpoint(self.folder, dict(model.named_parameters()), manifest, kind=_KIND, version=_VERSION)
+        save_checkpoint(self.folder, dict(model.named_parameters()), manifest, kind=self.kind, version=self.version)

@@ -6,8 +6,8 @@ letters, slot by slot), then it is frozen; projector and language model learn th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from flame_moe.mllm.stream.generated import ALPHABET, COLORS, NUMBERS
 from flame_moe.mllm.stream.pictures import SHAPES
 from flame_moe.mllm.stream.samples import Item, Pixels, Samples
 from flame_moe.mllm.stream.score import answer_loss
-from flame_moe.mllm.stream.words import BEGIN, END, IMAGE, NUMBER_OF, PAD, WORDS, WordReader
+from flame_moe.mllm.stream.words import BEGIN, END, IMAGE, NUMBER_OF, PAD, WORDS, Reader
 from flame_moe.schema import Description, Name
 
 Say = Callable[[str, float], None]
@@ -63,11 +63,9 @@ class TinyConfig(Description):
     seed: int = 0
 
 
-def build(config: TinyConfig) -> Any:
-    """The model with random weights: a LlavaForConditionalGeneration."""
-    transformers = library()
-    torch.manual_seed(config.seed)
-    tower = transformers.CLIPVisionConfig(
+def tower_config(config: TinyConfig) -> Any:
+    """Of the vision tower, for transformers."""
+    return library().CLIPVisionConfig(
         hidden_size=config.tower_width,
         intermediate_size=2 * config.tower_width,
         num_hidden_layers=config.tower_layers,
@@ -75,6 +73,25 @@ def build(config: TinyConfig) -> Any:
         image_size=config.image,
         patch_size=config.patch,
     )
+
+
+def joined_config(tower: Any, language: Any, image: int, sizes: TinyConfig) -> Any:
+    """A LlavaConfig of tower and language model, with `image` for the token that pictures stand for."""
+    return library().LlavaConfig(
+        vision_config=tower,
+        text_config=language,
+        image_token_id=image,
+        image_seq_length=(sizes.image // sizes.patch) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+
+
+def build(config: TinyConfig) -> Any:
+    """The model with random weights: a LlavaForConditionalGeneration."""
+    transformers = library()
+    torch.manual_seed(config.seed)
     language = transformers.LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=config.width,
@@ -88,15 +105,7 @@ def build(config: TinyConfig) -> Any:
         bos_token_id=NUMBER_OF[BEGIN],
         eos_token_id=NUMBER_OF[END],
     )
-    whole = transformers.LlavaConfig(
-        vision_config=tower,
-        text_config=language,
-        image_token_id=NUMBER_OF[IMAGE],
-        image_seq_length=(config.image // config.patch) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
-    )
+    whole = joined_config(tower_config(config), language, NUMBER_OF[IMAGE], config)
     return transformers.LlavaForConditionalGeneration(whole)
 
 
@@ -155,10 +164,32 @@ def train_tower(model: Any, skills: Mapping[str, Samples], config: TinyConfig, s
     return float(np.mean(right[-100:]))
 
 
-def train_language(model: Any, skills: Mapping[str, Samples], config: TinyConfig, say: Say) -> None:
-    """Teach projector and language model the foundation set, with the tower frozen."""
+class Training(Protocol):
+    """How projector and language model are trained."""
+
+    @property
+    def base_steps(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def train_language(
+    model: Any,
+    skills: Mapping[str, Samples],
+    reader: Reader,
+    learns: Sequence[nn.Parameter],
+    config: Training,
+    say: Say,
+) -> None:
+    """Teach some parameters of projector and language model the foundation set."""
     torch.manual_seed(config.seed + 2)
-    reader = WordReader()
     with torch.no_grad():
         features = {
             task: torch.cat([tower_features(model, part) for part in np.array_split(s.pictures, len(s) // 256 + 1)])
@@ -166,9 +197,8 @@ def train_language(model: Any, skills: Mapping[str, Samples], config: TinyConfig
             if s.pictures is not None
         }
     data = together([encode(samples.items, reader, features.get(task)) for task, samples in skills.items()])
-    projector, language = model.model.multi_modal_projector, model.model.language_model
-    embedding = model.get_input_embeddings()
-    step = Steps([*projector.parameters(), *language.parameters()], config.lr, config.base_steps, "language model")
+    projector, embedding = model.model.multi_modal_projector, model.get_input_embeddings()
+    step = Steps(learns, config.lr, config.base_steps, "language model")
     rng = np.random.default_rng(config.seed + 2)
     for which in shuffled(len(data), config.batch, config.base_steps, rng):
         batch = _batch(data, which, embedding, projector)
@@ -176,10 +206,10 @@ def train_language(model: Any, skills: Mapping[str, Samples], config: TinyConfig
         say("language model", step.share)
 
 
-def foundation_data(model: Any, skills: Mapping[str, Samples]) -> Encoded:
+def foundation_data(model: Any, skills: Mapping[str, Samples], reader: Reader) -> Encoded:
     """A foundation set as the language model reads it."""
     features = {t: None if s.pictures is None else picture_features(model, s.pictures) for t, s in skills.items()}
-    return together([encode(samples.items, WordReader(), features[task]) for task, samples in skills.items()])
+    return together([encode(samples.items, reader, features[task]) for task, samples in skills.items()])
 
 
 def _batch(data: Encoded, which: Tensor, embedding: nn.Module, projector: nn.Module) -> Batch:

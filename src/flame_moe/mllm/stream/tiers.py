@@ -1,8 +1,9 @@
 """The streams by name: which tasks in which order, on which model, of which size.
 
-tiny      five tasks on the tiny multimodal model that is trained here once (about seven minutes on one core)
-tiny-ci   three tasks on a smaller one (about half a minute): what the tests run
-smollm2   five tasks of text on SmolLM2-135M
+tiny            five tasks on the tiny multimodal model that is trained here once (about seven minutes on one core)
+tiny-ci         two tasks on a smaller one (about half a minute): what the tests run
+smollm2         five tasks of text on SmolLM2-135M
+smollm2-vision  three tasks with pictures on SmolLM2-135M behind the tiny model's vision tower
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from flame_moe.mllm.stream.base import Base
 from flame_moe.mllm.stream.encode import Encoded, encode
 from flame_moe.mllm.stream.foundation import foundation
 from flame_moe.mllm.stream.generated import generate
+from flame_moe.mllm.stream.kept import Kept
 from flame_moe.mllm.stream.llava import Say, TinyConfig, foundation_data
 from flame_moe.mllm.stream.recorded import RECORDED
 from flame_moe.mllm.stream.samples import Samples
+from flame_moe.mllm.stream.seeing import SeeingBase, SeeingConfig
 from flame_moe.mllm.stream.smollm2 import FOLDER, load
 from flame_moe.mllm.stream.texts import general_questions, own_answers, text_task
-from flame_moe.mllm.stream.words import ChatReader, WordReader
+from flame_moe.mllm.stream.words import ChatReader
 
 Order = Literal["a", "b"]
 
@@ -36,14 +39,14 @@ class Tier:
         tasks: in order a; order b is the reverse.
         counts: samples of train, val and test of each task, and of the foundation's test set.
         settings: how its tasks are learned unless changed.
-        config: of the tiny model; None for SmolLM2.
+        config: of the model that sees; None for SmolLM2 alone, which reads text.
         licence: of data and model.
     """
 
     tasks: tuple[str, ...]
     counts: tuple[int, int, int, int]
     settings: Settings
-    config: TinyConfig | None
+    config: TinyConfig | SeeingConfig | None
     licence: str
 
 
@@ -108,6 +111,13 @@ TIERS: dict[str, Tier] = {
         config=None,
         licence="tasks made here; SmolLM2-135M-Instruct, Apache-2.0",
     ),
+    "smollm2-vision": Tier(
+        tasks=("shapes", "digits", "ocr"),
+        counts=(1200, 60, 150, 120),
+        settings=Settings(steps=60, batch=12, lr=3e-3, gate_steps=60, importance_samples=40),
+        config=SeeingConfig(),
+        licence=f"{_GENERATED}; SmolLM2-135M-Instruct, Apache-2.0",
+    ),
 }
 
 
@@ -144,15 +154,18 @@ def open_stream(
         names = names[::-1]
     if tier.config is None:
         return _texts(name, order, tier, names, cache, model, say)  # type: ignore[arg-type]  # narrowed above
-    base = Base.of(tier.config, cache, say)
+    base: Kept
+    if isinstance(tier.config, SeeingConfig):
+        base = SeeingBase.of(tier.config, cache, model, say)
+    else:
+        base = Base.of(tier.config, cache, say)
     frozen = base.model()
     data = [_pictured(task, tier, base, frozen, raw, say) for task in names]
     held, sample = (
-        foundation_data(frozen, foundation(split, tier.counts[3], tier.config.image, tier.config.tasks))
+        foundation_data(frozen, foundation(split, tier.counts[3], base.tower.image, base.skills), base.reader)
         for split in ("test", "val")
     )
-    about = {key: value for key, value in base.manifest().items() if key not in ("words", "tensors")}
-    return Stream(name, order, tier, tuple(data), held, sample, base.model, about)  # type: ignore[arg-type]  # narrowed above
+    return Stream(name, order, tier, tuple(data), held, sample, base.model, base.about())  # type: ignore[arg-type]  # narrowed above
 
 
 def _with_recorded(tier: Tier, raw: Path | None) -> tuple[str, ...]:
@@ -166,15 +179,15 @@ def _with_recorded(tier: Tier, raw: Path | None) -> tuple[str, ...]:
     return (*names, "nlvr") if "nlvr" in here else tuple(names)
 
 
-def _pictured(task: str, tier: Tier, base: Base, frozen: Any, raw: Path | None, say: Say) -> TaskData:
+def _pictured(task: str, tier: Tier, base: Kept, frozen: Any, raw: Path | None, say: Say) -> TaskData:
     say(f"pictures of {task}", 0.0)
     parts = []
     for split, count in zip(("train", "val", "test"), tier.counts, strict=False):
-        samples = _samples(task, split, count, base.config.image, raw)
+        samples = _samples(task, split, count, base.tower.image, raw)
         features = None
         if samples.pictures is not None:
             features = base.features(frozen, f"{task}-{split}-{len(samples)}", samples.pictures)
-        parts.append(encode(samples.items, WordReader(), features))
+        parts.append(encode(samples.items, base.reader, features))
     return TaskData(task, *parts)
 
 

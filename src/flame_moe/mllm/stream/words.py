@@ -65,22 +65,24 @@ class WordReader:
 
 
 class ChatReader:
-    """An instruction-tuned language model's: the picture in words, then the question, in the model's chat format.
+    """An instruction-tuned language model's: the picture, or its scene in words, then the question, in its chat format.
 
     Args:
         tokenizer: of transformers, with the tokens <|im_start|> and <|im_end|>.
+        image: the token that pictures stand for; default none, for models that read text alone.
     """
 
-    image = -1
-
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, image: str | None = None) -> None:
         self.tokenizer = tokenizer
+        self.image = -1 if image is None else int(tokenizer.convert_tokens_to_ids(image))
         self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         self.pad = self.end
 
     def prompt(self, item: Item, patches: int) -> list[int]:
-        text = f"{item.scene} . {item.question}" if item.scene else item.question
-        return self._ids(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+        asked = f"{item.question}<|im_end|>\n<|im_start|>assistant\n"
+        if patches:
+            return [*self._ids("<|im_start|>user\n"), *[self.image] * patches, *self._ids(f"\n{asked}")]
+        return self._ids(f"<|im_start|>user\n{item.scene} . {asked}" if item.scene else f"<|im_start|>user\n{asked}")
 
     def answer(self, item: Item) -> list[int]:
         return [*self._ids(item.answer), self.end]
