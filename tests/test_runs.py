@@ -16,6 +16,7 @@ from flame_moe.batch import collate
 from flame_moe.data.prepare import prepare
 from flame_moe.data.store import Store
 from flame_moe.errors import DataError, FlameError, RecipeError
+from flame_moe.nn import products
 from flame_moe.recorder import Recorder
 from flame_moe.results import Results
 from flame_moe.runs import MODEL, REPORT, RESULTS, Run, extend, run
@@ -136,6 +137,35 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_results(
     assert weights(out) == weights(finished.path)
     assert clean(resumed.results) == clean(finished.results)
     assert sorted(tree(out)) == sorted(tree(finished.path))
+
+
+def test_what_goes_on_multiplies_as_it_did(tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe of speed may decide otherwise in a later process; bits must not depend on it."""
+    seen: list[str] = []
+
+    class Watch(Monitor):
+        def step(self) -> None:
+            seen.append(products.library())
+
+    monkeypatch.delenv(products.VARIABLE, raising=False)
+    monkeypatch.setattr(products, "exact", lambda: True)
+    monkeypatch.setattr(products, "_default", lambda: "onednn")
+    plan, out = recipe(TWO), tmp_path / "run"
+    with pytest.raises(CutOff):
+        run(plan, out, store=tiny_store, monitor=Crash(step=6))
+    assert (out / "resume").is_dir()
+    assert not (out / RESULTS).exists(), "only the training state knows"
+    monkeypatch.setattr(products, "_default", lambda: "default")
+    resumed = run(plan, out, store=tiny_store, resume=True, monitor=Watch())
+    assert set(seen) == {"onednn"}
+    assert resumed.results.environment.products == "onednn"
+    seen.clear()
+    extend(out, ["stage"], monitor=Watch())
+    assert set(seen) == {"onednn"}
+    seen.clear()
+    monkeypatch.setenv(products.VARIABLE, "default")
+    run(plan, tmp_path / "other", store=tiny_store, monitor=Watch())
+    assert set(seen) == {"default"}
 
 
 def test_a_run_cut_off_while_comparing_resumes_to_the_same_results(

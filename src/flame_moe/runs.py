@@ -27,10 +27,12 @@ import torch
 from flame_moe.continual import Learner
 from flame_moe.continual.admission import insist_on_samples, resolve_task
 from flame_moe.continual.methods import alike, make_method
+from flame_moe.continual.rounds import STATE_KIND, STATE_VERSION
 from flame_moe.data.store import Store
 from flame_moe.errors import CheckpointError, DataError, RecipeError, nearest
 from flame_moe.files import replacing_folder, restore_folder, whole, write_text
 from flame_moe.locking import writing
+from flame_moe.nn import products
 from flame_moe.recorder import Recorder, Reference, data_summary
 from flame_moe.results import Comparison, Results
 from flame_moe.schema import Recipe, Stage
@@ -160,7 +162,7 @@ def run(
         restore_folder(out)
         # Looked at again: another process may have made it meanwhile.
         _refuse(out, resume=resume, overwrite=overwrite)
-        with _set_aside(out) if overwrite and not resume else nullcontext():
+        with _set_aside(out) if overwrite and not resume else nullcontext(), products.again(_multiplied(out)):
             return _run(recipe, out, store, monitor)
 
 
@@ -204,7 +206,8 @@ def extend(
     insist_on_run(path)
     with writing(path, "flame extend"):
         restore_folder(path)
-        return _extend(Run.open(path), tasks, store, epochs, monitor)
+        with products.again(_multiplied(path)):
+            return _extend(Run.open(path), tasks, store, epochs, monitor)
 
 
 def _extend(
@@ -315,6 +318,17 @@ def _learn(
         monitor.stage(index, max(len(learner.recipe.stages), index + 1), learner.recipe.method.name)
     recorder.learn(learner, store, stage, monitor=monitor, state_folder=out / RESUME)
     _write(learner, recorder, out)
+
+
+def _multiplied(out: Path) -> str | None:
+    """The library of matrix products that a run was begun with (`flame_moe.nn.products`); None if it is not known."""
+    if (out / RESULTS).is_file():
+        return Results.load(out / RESULTS).environment.products
+    if not (out / RESUME).is_dir():
+        return None
+    _, manifest = load_checkpoint(out / RESUME, kind=STATE_KIND, version=STATE_VERSION)
+    found: str | None = manifest.get("products")
+    return found
 
 
 def _compare(name: str, recipe: Recipe, store: Store, base: Learner | None, monitor: Monitor | None) -> Comparison:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flame_moe.continual.methods import Commit, Method, StageContext
 from flame_moe.errors import CheckpointError
+from flame_moe.nn import products
 from flame_moe.nn.model import Flame
 from flame_moe.nn.stacked import growables
 from flame_moe.schema import TrainConfig
@@ -101,7 +102,7 @@ class Saved:
     def save(self, state: TrainingState, progress: Progress) -> None:
         """Write the state atomically."""
         assert self.folder is not None
-        place = {"stage": self.stage, "tasks": self.tasks, "base": self.base}
+        place = {"stage": self.stage, "tasks": self.tasks, "base": self.base, "products": products.library()}
         manifest = {**place, "state": state.meta(), "progress": progress.meta()}
         tensors = {**state.tensors(), **{_MODEL + name: t for name, t in progress.tensors.items()}}
         save_checkpoint(self.folder, tensors, manifest, kind=STATE_KIND, version=STATE_VERSION)

@@ -88,6 +88,21 @@ def using(name: Library) -> Iterator[None]:
         _pinned = before
 
 
+@contextmanager
+def again(name: str | None) -> Iterator[None]:
+    """Multiply inside as work that is gone on with multiplied before, so that its bits go on too.
+
+    Args:
+        name: its library; with None, with one that is not exact on this processor, or where the environment variable
+            says otherwise, inside is as outside.
+    """
+    if name not in get_args(Library) or os.environ.get(VARIABLE) or (name == "onednn" and not exact()):
+        yield
+        return
+    with using(name):  # type: ignore[arg-type]  # one of the names
+        yield
+
+
 @cache
 def exact() -> bool:
     """Whether oneDNN can be asked for, and multiplies float32 matrices in float32 on this processor."""
