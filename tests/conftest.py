@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from flame_moe.data.store import Store
 from flame_moe.nn import products
@@ -16,6 +17,11 @@ from tests.example_stores import random_samples, write
 
 # Tests compare bits between processes; on a busy machine the probe of each could decide otherwise.
 os.environ.setdefault(products.VARIABLE, products.library())
+
+# What fails fails everywhere; HYPOTHESIS_PROFILE=search looks for examples that nobody has seen.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,9 @@ def brute(spectra: list[Spectrum], budget: int) -> float:
     return min(lost(spectra, c) for c in fits)
 
 
-falling = st.lists(st.floats(0.0, 9.0), min_size=6, max_size=6).map(lambda x: sorted(x, reverse=True))
+falling = st.lists(st.floats(0.0, 9.0, allow_subnormal=False), min_size=6, max_size=6).map(
+    lambda x: sorted(x, reverse=True)
+)
 
 
 @given(saved=st.lists(falling, min_size=1, max_size=3), budget=st.integers(0, 60), worth=st.floats(0.1, 5.0))
