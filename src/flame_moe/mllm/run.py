@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from flame_moe.mllm.methods import Method, Settings, TaskData, method_named
 from flame_moe.mllm.shelf import Shelf
 from flame_moe.mllm.stream.encode import IGNORED, Batch
 from flame_moe.mllm.stream.llava import Say
-from flame_moe.mllm.stream.score import exact
+from flame_moe.mllm.stream.score import ask, exact
 from flame_moe.mllm.stream.tiers import Stream
 from flame_moe.progression import progression
 from flame_moe.report import write_report
@@ -178,10 +179,9 @@ def _before(stream: Stream, learner: Method, say: Say) -> dict[str, float]:
     sets = {task.name: task.test for task in stream.tasks} | {"foundation": stream.foundation}
     model = stream.model().to(next(learner.embedding.parameters()).device)
 
-    def answer(batch: Any) -> Tensor:
-        return model(inputs_embeds=batch.embeds, attention_mask=batch.mask, use_cache=False).logits
-
-    return {name: float(exact(answer, data, learner.embedding).float().mean()) for name, data in sets.items()}
+    return {
+        name: float(exact(partial(ask, model), data, learner.embedding).float().mean()) for name, data in sets.items()
+    }
 
 
 def _cost(
@@ -253,7 +253,7 @@ def _evaluation(stage: int, task: str, split: str, right: Tensor) -> Evaluation:
 @torch.no_grad()
 def _probe(record: _Record, stage: int, task: TaskData, learner: Method) -> None:
     """Compare the logits of some test samples with those right after their task was learned."""
-    batch = task.test.batch(torch.arange(min(PROBES, len(task.test))), learner.embedding)
+    batch = task.test.batch(torch.arange(min(PROBES, len(task.test))), learner.embedding).answers
     now = learner.logits(batch, task.name)[:, :-1][batch.labels[:, 1:] != IGNORED].clone()
     if task.name not in record.probes:
         record.probes[task.name] = now

@@ -12,6 +12,7 @@ from torch import Tensor
 from flame_moe.errors import AdapterError
 from flame_moe.mllm.adapters.routed_layer import NullExpert, RoutedLinear
 from flame_moe.mllm.adapters.scores import discriminant, pooled, scores
+from flame_moe.mllm.adapters.tokens import IGNORED, few_logits
 
 if TYPE_CHECKING:
     from flame_moe.mllm.adapters.routed_model import RoutedLoraModel
@@ -155,7 +156,10 @@ def _visit(tuner: RoutedLoraModel, batches: Iterable[Batch], see: Callable[[str,
     handles = [layer.register_forward_pre_hook(partial(before, name)) for name, layer in tuner.layers()]
     try:
         for batch in batches:
-            tuner.model(**batch)
+            labels = batch.get("labels")
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            with tuner.tokens.prompted(None if labels is None else labels == IGNORED):
+                tuner.model(**inputs, **few_logits(tuner.model))
     finally:
         for handle in handles:
             handle.remove()

@@ -21,6 +21,7 @@ from flame_moe.mllm.adapters.record import RoutingRecord
 IGNORED = -100
 """Label of a token that no loss counts: the prompt."""
 _MEMORY = "flame_routing"
+_KEPT = "logits_to_keep"
 
 
 class Tokens:
@@ -36,6 +37,7 @@ class Tokens:
         scouted: expert -> its score in each layer, (B,) each, while such a forward runs; else None.
         record: what keeps the routing of the layers, if somebody asked for it.
         outer: length of the prompt that `generate` was called with, known only inside it.
+        told: (B, T) the prompt that `prompted` was told, inside it.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,7 @@ class Tokens:
         self.scouted: dict[str, list[Tensor]] | None = None
         self.record: RoutingRecord | None = None
         self.outer: int | None = None
+        self.told: Tensor | None = None
         self._handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module, inner: nn.Module) -> None:
@@ -79,6 +82,15 @@ class Tokens:
             yield self.record
         finally:
             self.record = before
+
+    @contextmanager
+    def prompted(self, mask: Tensor | None) -> Iterator[None]:
+        """Say which tokens of the forwards inside belong to the prompt: (B, T). Labels would make a loss too."""
+        before, self.told = self.told, mask
+        try:
+            yield
+        finally:
+            self.told = before
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.running += 1
@@ -114,14 +126,16 @@ class Tokens:
         self.scouted = {}
         try:
             with torch.no_grad():
-                module(**_without_cache(given))
+                module(**_without_cache(given), **few_logits(module))
             return {name: torch.stack(found).mean(dim=0) for name, found in self.scouted.items()}
         finally:
             self.scouted = None
 
     def _prompt(self, given: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
         labels = given.get("labels")
-        if isinstance(labels, Tensor) and labels.shape == (batch, length):
+        if self.told is not None and self.told.shape == (batch, length):
+            prompt = self.told.bool()
+        elif isinstance(labels, Tensor) and labels.shape == (batch, length):
             prompt = labels == IGNORED
         elif self.outer is not None and self.outer < length:
             prompt = torch.zeros(batch, length, dtype=torch.bool)
@@ -129,6 +143,11 @@ class Tokens:
         else:
             return None
         return prompt if self.real is None else prompt.to(self.real.device) & self.real
+
+
+def few_logits(module: nn.Module) -> dict[str, int]:
+    """What a forward is given whose logits nobody reads: of a large vocabulary they are a fifth of the work."""
+    return {_KEPT: 1} if _KEPT in inspect.signature(module.forward).parameters else {}
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +192,7 @@ def _real(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
 
 def _without_cache(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a first forward without its cache, nor the columns that a mask has for a static one's future."""
-    left = {name: value for name, value in given.items() if name not in (*CACHES, "labels", "use_cache")}
+    left = {name: value for name, value in given.items() if name not in (*CACHES, "labels", "use_cache", _KEPT)}
 
     def cut(mask: Any) -> Any:
         if isinstance(mask, Mapping):

@@ -120,6 +120,20 @@ class ExpertTuner(LoraModel):
         """
         return self.tokens.recording()
 
+    def prompted(self, mask: Tensor | None) -> AbstractContextManager[None]:
+        """Say which tokens belong to the prompt, in a `with` block, for routing by whole prompts.
+
+        Labels say it too, but the model then makes a loss of its own.
+
+        Args:
+            mask: (B, T) bool, of the forwards inside.
+
+        Example:
+            >>> with model.prompted(labels == -100):  # doctest: +SKIP
+            ...     model(input_ids=ids, attention_mask=mask)
+        """
+        return self.tokens.prompted(mask)
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As in PEFT, refused before anything is merged where an adapter cannot be.
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from flame_moe.extras import needed
 from flame_moe.mllm.shelf import Shelf, Taught
-from flame_moe.mllm.stream.encode import IGNORED, Batch, Encoded, shuffled
+from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
 from flame_moe.mllm.stream.fitting import Steps
-from flame_moe.mllm.stream.score import answer_loss
+from flame_moe.mllm.stream.score import answer_loss, ask
 from flame_moe.schema import Description
 from flame_moe.training.seeding import derive, generator, seed_torch
 
@@ -123,7 +123,7 @@ class Method(ABC):
 
     @abstractmethod
     def logits(self, batch: Batch, task: str | None) -> Tensor:
-        """(B, L, vocabulary).
+        """(B, L, vocabulary), or (B, wanted, vocabulary).
 
         Args:
             task: of the samples, for methods that know it; None for samples of no task.
@@ -141,17 +141,14 @@ class Method(ABC):
         """How samples of a learned task are routed; None for methods that do not route."""
         return None
 
-    def call(self, batch: Batch, last: int = 0) -> Tensor:
-        """Logits (B, L, vocabulary) of the model as it is set now; with `last`, of so many tokens at the end alone."""
-        wanted = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "use_cache": False}
-        return self.model(**wanted, logits_to_keep=last).logits
+    def call(self, batch: Batch) -> Tensor:
+        """Logits of the model as it is set now, (B, L, vocabulary), or of the last tokens that are wanted."""
+        return ask(self.model, batch)
 
     def answered(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the answers' tokens. What only belongs to prompts gets no logits: in a model with a
-        large vocabulary these are a fifth of a step."""
-        first = int((batch.labels != IGNORED).any(0).int().argmax())
-        last = batch.labels.shape[1] - first + 1
-        return answer_loss(self.call(batch, last), batch.labels[:, -last:])
+        """Mean cross-entropy over the answers' tokens."""
+        asked = batch.answers
+        return answer_loss(self.call(asked), asked.labels)
 
     def fit_alone(self, task: TaskData, say: Say) -> None:
         """Train the expert of a task on nothing but its answers, everything else frozen; or take it from the shelf."""

@@ -106,7 +106,8 @@ class Retrieval(Experts):
         """(B, width) mean hidden state of the prompt in the base model; answers are masked out."""
         inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "use_cache": False}
         with self.model.disable_adapter():
-            states = self.model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+            found = self.model(**inputs, output_hidden_states=True, logits_to_keep=1)
+        states = found.hidden_states[-1].float()
         weights = batch.prompt.float().unsqueeze(-1)
         return (states * weights).sum(1) / weights.sum(1)
 
@@ -120,7 +121,7 @@ class Retrieval(Experts):
         found: Tensor | None = None
         for place in chosen.unique().tolist():
             rows = chosen == place
-            said = self.expert(Batch(*(part[rows] for part in batch)), self.tasks[place])
+            said = self.expert(batch.take(rows), self.tasks[place])
             if found is None:
                 found = said.new_zeros((len(chosen), *said.shape[1:]))
             found[rows] = said

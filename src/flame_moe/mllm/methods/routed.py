@@ -86,9 +86,8 @@ class Routed(Method):
             yield {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
 
     def logits(self, batch: Batch, task: str | None) -> Tensor:
-        # Labels tell the layers where the prompt ends: a sequence is routed by its prompt alone.
-        inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "labels": batch.labels}
-        return self.model(**inputs, use_cache=False).logits
+        with self.model.prompted(batch.prompt):  # a sequence is routed by its prompt alone
+            return self.call(batch)
 
     def trained(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if f".{self.current}." in name]

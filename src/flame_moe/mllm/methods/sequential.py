@@ -91,11 +91,13 @@ class LwF(Sequential):
     def loss(self, batch: Batch) -> Tensor:
         if not self.tasks:
             return self.answered(batch)
-        logits = self.call(batch)
-        return answer_loss(logits, batch.labels) + self._moved(logits, batch)
+        asked = batch.answers
+        logits = self.call(asked)
+        return answer_loss(logits, asked.labels) + self._moved(logits, asked)
 
     def _moved(self, logits: Tensor, batch: Batch) -> Tensor:
         inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "use_cache": False}
+        inputs["logits_to_keep"] = batch.wanted
         with torch.no_grad():
             before = torch.func.functional_call(self.model, self._old, (), inputs).logits
         here = batch.labels[:, 1:] >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from flame_moe.mllm.stream.foundation import foundation
 from flame_moe.mllm.stream.generated import generate
 from flame_moe.mllm.stream.llava import Say
 from flame_moe.mllm.stream.samples import Item, Samples
-from flame_moe.mllm.stream.score import answer_loss, exact
+from flame_moe.mllm.stream.score import answer_loss, ask, exact
 from flame_moe.mllm.stream.words import BEGIN, END, NUMBER_OF, PAD, WORDS, WordReader
 from flame_moe.schema import Description, Name
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
@@ -142,7 +143,7 @@ def accuracy(model: Any, data: Encoded) -> float:
     """Exact match."""
     model.eval()
     embedding: nn.Module = model.get_input_embeddings()
-    right = exact(lambda b: model(inputs_embeds=b.embeds, attention_mask=b.mask).logits, data, embedding)
+    right = exact(partial(ask, model), data, embedding)
     return float(right.float().mean())
 
 

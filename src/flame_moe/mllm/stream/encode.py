@@ -45,12 +45,30 @@ class Batch(NamedTuple):
         mask: (B, L) 1 for tokens, 0 for padding.
         labels: (B, L) token ids of the answer, `IGNORED` elsewhere.
         prompt: (B, L) bool, the tokens before the answer.
+        wanted: of how many tokens at the end the logits are wanted; 0 for all.
     """
 
     embeds: Tensor
     mask: Tensor
     labels: Tensor
     prompt: Tensor
+    wanted: int = 0
+
+    @property
+    def answers(self) -> Batch:
+        """The same, with logits of what is needed to say the answers alone, and their labels (B, wanted).
+
+        Prompts get none: of a language model with a large vocabulary logits are a fifth of the work.
+        """
+        length = self.labels.shape[1]
+        first = int((self.labels != IGNORED).any(0).int().argmax())
+        wanted = min(length, length - first + 1)
+        return self._replace(labels=self.labels[:, -wanted:], wanted=wanted)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some of its samples."""
+        embeds, mask, labels, prompt = (part[rows] for part in (self.embeds, self.mask, self.labels, self.prompt))
+        return Batch(embeds, mask, labels, prompt, self.wanted)
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,8 @@ class Encoded:
             embeds = embedding(ids.masked_fill(pictures, 0).to(device))
             if bool(pictures.any()):
                 embeds = embeds.masked_scatter(pictures.unsqueeze(-1).to(device), self.shown(which).to(embeds))
-        return Batch(embeds, *(part.to(device) for part in rest))
+        mask, labels, prompt = (part.to(device) for part in rest)
+        return Batch(embeds, mask, labels, prompt)
 
     def batches(self, size: int, embedding: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
         """All samples once, those of like length together: (rows, batch)."""

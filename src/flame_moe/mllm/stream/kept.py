@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from flame_moe.locking import writing
 from flame_moe.mllm.stream.foundation import foundation
 from flame_moe.mllm.stream.llava import Say, TinyConfig, foundation_data, picture_features
 from flame_moe.mllm.stream.samples import Pixels
-from flame_moe.mllm.stream.score import exact
+from flame_moe.mllm.stream.score import ask, exact
 from flame_moe.mllm.stream.words import Reader
 from flame_moe.training.checkpoint import load_checkpoint
 
@@ -109,11 +110,7 @@ class Kept(ABC):
         say("validation of the base model", 0.0)
         skills = foundation("val", self.validation, self.tower.image, self.skills)
         held = foundation_data(model, skills, self.reader)
-        right = exact(
-            lambda b: model(inputs_embeds=b.embeds, attention_mask=b.mask, use_cache=False).logits,
-            held,
-            model.get_input_embeddings(),
-        )
+        right = exact(partial(ask, model), held, model.get_input_embeddings())
         kinds = sorted({item.kind for item in held.items})
         of_kind = {k: [bool(r) for r, item in zip(right, held.items, strict=True) if item.kind == k] for k in kinds}
         return {

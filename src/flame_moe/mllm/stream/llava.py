@@ -20,7 +20,7 @@ from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.generated import ALPHABET, COLORS, NUMBERS
 from flame_moe.mllm.stream.pictures import SHAPES
 from flame_moe.mllm.stream.samples import Item, Pixels, Samples
-from flame_moe.mllm.stream.score import answer_loss
+from flame_moe.mllm.stream.score import answer_loss, ask
 from flame_moe.mllm.stream.words import BEGIN, END, IMAGE, NUMBER_OF, PAD, WORDS, Reader
 from flame_moe.schema import Description, Name
 
@@ -201,8 +201,8 @@ def train_language(
     step = Steps(learns, config.lr, config.base_steps, "language model")
     rng = np.random.default_rng(config.seed + 2)
     for which in shuffled(len(data), config.batch, config.base_steps, rng):
-        batch = _batch(data, which, embedding, projector)
-        step(answer_loss(model(inputs_embeds=batch.embeds, attention_mask=batch.mask).logits, batch.labels))
+        asked = _batch(data, which, embedding, projector).answers
+        step(answer_loss(ask(model, asked), asked.labels))
         say("language model", step.share)
 
 
@@ -214,8 +214,8 @@ def foundation_data(model: Any, skills: Mapping[str, Samples], reader: Reader) -
 
 def _batch(data: Encoded, which: Tensor, embedding: nn.Module, projector: nn.Module) -> Batch:
     """Some samples, words and projected features with gradients."""
-    ids, pictures, *rest = data.tokens(which)
+    ids, pictures, mask, labels, prompt = data.tokens(which)
     embeds = embedding(ids.masked_fill(pictures, 0))
     if bool(pictures.any()):
         embeds = embeds.masked_scatter(pictures.unsqueeze(-1), projector(data.shown(which)))
-    return Batch(embeds, *rest)
+    return Batch(embeds, mask, labels, prompt)

@@ -7,6 +7,7 @@ before it, greedy generation writes exactly these tokens; if one is not, it writ
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from flame_moe.mllm.stream.encode import IGNORED, Batch, Encoded
 
 Answer = Callable[[Batch], Tensor]
-"""Inputs -> (B, L, vocabulary) logits."""
+"""Inputs -> logits (B, L, vocabulary), or only of the tokens that are wanted, (B, wanted, vocabulary)."""
+
+
+def ask(model: Any, batch: Batch) -> Tensor:
+    """Logits of the tokens of a batch that are wanted."""
+    inputs = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
+    return model(**inputs, use_cache=False, logits_to_keep=batch.wanted).logits
 
 
 @torch.no_grad()
@@ -22,8 +29,9 @@ def exact(answer: Answer, samples: Encoded, embedding: nn.Module, size: int = 12
     """(n,) bool: which samples are answered exactly."""
     right = torch.zeros(len(samples), dtype=torch.bool)
     for which, batch in samples.batches(size, embedding):
-        said = answer(batch)[:, :-1].argmax(-1)
-        wanted = batch.labels[:, 1:]
+        asked = batch.answers
+        said = answer(asked)[:, -asked.wanted : -1].argmax(-1)
+        wanted = asked.labels[:, 1:]
         right[which] = ((said == wanted) | (wanted == IGNORED)).all(-1).cpu()
     return right
 
