@@ -536,6 +536,17 @@ def fitted(granularity: str = "model", tasks: tuple[str, ...] = TASKS, **options
     return model
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "model"])
+def test_a_prompt_that_is_told_decides_as_labels_do(granularity: str) -> None:
+    model, batch = filled(granularity=granularity, top_k=2), questions(3, 50, seed=8)
+    labels = batch.pop("labels")
+    said = logits(model, batch | {"labels": labels})
+    with model.prompted(labels == -100), torch.no_grad():
+        assert torch.equal(model(**batch).logits, said)
+        torch.testing.assert_close(model(**batch, logits_to_keep=3).logits, said[:, -3:])
+    assert not torch.equal(logits(model, batch), said), "the answer had no say"
+
+
 @pytest.mark.parametrize("count", [6, 60])
 def test_a_discriminant_is_the_ratio_of_two_normal_densities(count: int) -> None:
     torch.manual_seed(count)

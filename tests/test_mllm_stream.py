@@ -29,7 +29,7 @@ from flame_moe.mllm.stream.llava import SLOTS, TinyConfig, pixel_values, slots
 from flame_moe.mllm.stream.pictures import shrink
 from flame_moe.mllm.stream.recorded import easy_vqa, nlvr
 from flame_moe.mllm.stream.samples import Item, Samples
-from flame_moe.mllm.stream.score import exact
+from flame_moe.mllm.stream.score import answer_loss, ask, exact
 from flame_moe.mllm.stream.smollm2 import load
 from flame_moe.mllm.stream.texts import FORMS, general_questions, own_answers, text_task
 from flame_moe.mllm.stream.tiers import TIERS, Stream, open_stream
@@ -249,6 +249,22 @@ def test_own_answers_are_kept_and_made_again_where_they_do_not_fit(stream: Strea
     file.write_text("{")
     assert torch.equal(own_answers(model, WordReader(), asked, length=5, kept=file).ids, made.ids)
     assert file.read_text() == told
+
+
+def test_only_answers_get_logits_and_the_same_ones(stream: Stream) -> None:
+    model, data = stream.model(), stream.tasks[0].test
+    batch = data.batch(torch.arange(12), model.get_input_embeddings())
+    asked = batch.answers
+    assert 2 <= asked.wanted < batch.mask.shape[1]
+    with torch.no_grad():
+        whole, said = ask(model, batch), ask(model, asked)
+    assert whole.shape[1] == batch.mask.shape[1]
+    torch.testing.assert_close(said, whole[:, -asked.wanted :])
+    assert torch.equal(answer_loss(said, asked.labels), answer_loss(whole[:, -asked.wanted :], asked.labels))
+    torch.testing.assert_close(answer_loss(said, asked.labels), answer_loss(whole, batch.labels))
+    some = asked.take(torch.tensor([3, 1]))
+    assert some.wanted == asked.wanted
+    assert torch.equal(some.labels, asked.labels[[3, 1]])
 
 
 def test_labels_are_the_answer_alone(stream: Stream) -> None:
