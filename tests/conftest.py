@@ -16,7 +16,7 @@ from flame_moe.report.figures import DRAWN
 from tests.example_stores import random_samples, write
 
 # Tests compare bits between processes; on a busy machine the probe of each could decide otherwise.
-os.environ.setdefault(products.VARIABLE, products.library())
+os.environ.setdefault(products.VARIABLE, products.in_use())
 
 # What fails fails everywhere; HYPOTHESIS_PROFILE=search looks for examples that nobody has seen.
 settings.register_profile("same", derandomize=True)

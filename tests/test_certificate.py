@@ -286,7 +286,7 @@ def test_verifying_multiplies_as_was_certified(copy: Path, monkeypatch: pytest.M
         pytest.skip("oneDNN is not exact on this processor, or this PyTorch has no switch for it")
     shutil.rmtree(copy / "certificate")
     used: list[str] = []
-    monkeypatch.setattr(certification, "compare", lambda *given: (used.append(products.library()), compare(*given))[1])
+    monkeypatch.setattr(certification, "compare", lambda *given: (used.append(products.in_use()), compare(*given))[1])
     with products.using("onednn"):
         certify(copy)
     verdicts = verify(copy).verdicts

@@ -111,7 +111,7 @@ def test_the_probe_takes_what_is_exact_and_much_faster(
 ) -> None:
     monkeypatch.setattr(products, "exact", lambda: exact)
     monkeypatch.setattr(products, "_gain", lambda: gain)
-    assert products.library() == chosen
+    assert products.in_use() == chosen
 
 
 @switched
@@ -120,7 +120,7 @@ def test_a_library_that_rounds_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "mm", lambda a, b: real(a.bfloat16().float(), b.bfloat16().float()))
     products.exact.cache_clear()
     assert not products.exact()
-    assert products.library() == "default"
+    assert products.in_use() == "default"
     with pytest.raises(RecipeError, match="rounds float32"), products.using("onednn"):
         pass
 
@@ -137,21 +137,21 @@ def test_both_are_timed_and_the_probe_leaves_the_random_numbers_alone() -> None:
 def test_the_user_decides_before_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_gain", lambda: pytest.fail("nothing to measure"))
     monkeypatch.setenv(products.VARIABLE, "default")
-    assert products.library() == "default"
+    assert products.in_use() == "default"
     products._default.cache_clear()
     monkeypatch.setenv(products.VARIABLE, "openblas")
     with pytest.raises(RecipeError, match="FLAME_MOE_PRODUCTS") as error:
-        products.library()
+        products.in_use()
     assert "onednn" in str(error.value)
 
 
 @switched
 def test_the_user_may_ask_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(products.VARIABLE, "onednn")
-    assert products.library() == "onednn"
+    assert products.in_use() == "onednn"
     with products.using("default"):
-        assert products.library() == "default"
+        assert products.in_use() == "default"
         with products.using("onednn"):
-            assert products.library() == "onednn"
-        assert products.library() == "default"
-    assert products.library() == "onednn"
+            assert products.in_use() == "onednn"
+        assert products.in_use() == "default"
+    assert products.in_use() == "onednn"

@@ -145,7 +145,7 @@ def test_what_goes_on_multiplies_as_it_did(tiny_store: Store, tmp_path: Path, mo
 
     class Watch(Monitor):
         def step(self) -> None:
-            seen.append(products.library())
+            seen.append(products.in_use())
 
     monkeypatch.delenv(products.VARIABLE, raising=False)
     monkeypatch.setattr(products, "exact", lambda: True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from flame_moe.nn.products import library
+from flame_moe.nn import products
 from flame_moe.results import Environment
 
 
@@ -24,7 +24,7 @@ def environment() -> Environment:
         cpu=_processor(),
         threads=torch.get_num_threads(),
         package=_package(),
-        products=library(),
+        products=products.in_use(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         git_commit=_commit(),
     )

@@ -102,7 +102,7 @@ class Saved:
     def save(self, state: TrainingState, progress: Progress) -> None:
         """Write the state atomically."""
         assert self.folder is not None
-        place = {"stage": self.stage, "tasks": self.tasks, "base": self.base, "products": products.library()}
+        place = {"stage": self.stage, "tasks": self.tasks, "base": self.base, "products": products.in_use()}
         manifest = {**place, "state": state.meta(), "progress": progress.meta()}
         tensors = {**state.tensors(), **{_MODEL + name: t for name, t in progress.tensors.items()}}
         save_checkpoint(self.folder, tensors, manifest, kind=STATE_KIND, version=STATE_VERSION)

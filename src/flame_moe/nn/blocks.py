@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flame_moe.nn.autograd import applied
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.grouped import EPS, Rows, Weights
 
@@ -48,8 +49,7 @@ def by_blocks(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rat
 
     near = torch.full((blocks * size, rows.near.shape[1]), len(x) - 1, device=x.device)
     near = near.index_copy_(0, place_R, rows.near)
-    # PyTorch leaves Function.apply without annotations.
-    near_NBD = _Near.apply(x, near, rows, place_R).view(blocks, size, -1)  # type: ignore[no-untyped-call]
+    near_NBD = applied(_Near, x, near, rows, place_R).view(blocks, size, -1)
     # (N, E) with a one at the expert of each block: the way back of every weight is a product with it, in fixed order.
     own_NE = (expert_N[:, None] == torch.arange(experts, device=x.device)).to(x.dtype)
 
@@ -63,7 +63,7 @@ def by_blocks(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows, rat
     h = (F.layer_norm(z, (width,), eps=EPS) * gain + shift).to(x.dtype)
     q = dropout(F.gelu(product(h, w.fc1, w.fc1_bias)), rate)
     said = product(q, w.fc2, w.fc2_bias).view(-1, width)
-    answers_SKd = _Back.apply(said, place_R[rows.back].flatten()).view(*rows.back.shape, width)  # type: ignore[no-untyped-call]
+    answers_SKd = applied(_Back, said, place_R[rows.back].flatten()).view(*rows.back.shape, width)
     # Not a batch of S tiny products, which take a GPU several times as long.
     return (answers_SKd * gates[..., None].to(said.dtype)).sum(1)
 
@@ -96,8 +96,7 @@ def _of_blocks(weight: Tensor, expert_N: Tensor, own_NE: Tensor) -> Tensor:
     """(E, ...) -> (N, ...)."""
     if not weight.requires_grad:
         return weight.index_select(0, expert_N)
-    chosen: Tensor = _Chosen.apply(weight, expert_N, own_NE)  # type: ignore[no-untyped-call]
-    return chosen
+    return applied(_Chosen, weight, expert_N, own_NE)
 
 
 class _Chosen(torch.autograd.Function):

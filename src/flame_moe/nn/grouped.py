@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flame_moe.nn import products
+from flame_moe.nn.autograd import applied
 from flame_moe.nn.dropout import keep_bits, scale_of
 
 _aten = torch.ops.aten
@@ -129,9 +130,7 @@ def apply_experts(x: Tensor, gates: Tensor, sets: Sequence[Weights], rows: Rows,
     flat = [tensor for w in sets for tensor in w]
     if not torch.is_grad_enabled():
         return _answer(x, gates, _experts(flat), rows, rows.counts.tolist(), rate, None)
-    # PyTorch leaves Function.apply without annotations.
-    out: Tensor = _Experts.apply(x, gates, *flat, rows, rows.counts.tolist(), rate)  # type: ignore[no-untyped-call]
-    return out
+    return applied(_Experts, x, gates, *flat, rows, rows.counts.tolist(), rate)
 
 
 class _Experts(torch.autograd.Function):

@@ -7,7 +7,7 @@ a probe, once per process, finds it exact and much faster, and only for the prod
 itself comes back after each.
 
 The environment variable FLAME_MOE_PRODUCTS, `default` or `onednn`, takes the place of the probe's question of speed.
-The last bits of a product depend on the library, so `library` is a part of what a run ran on.
+The last bits of a product depend on the library, so `in_use` is a part of what a run ran on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -63,8 +63,8 @@ class _Switch:
 _SWITCH = _Switch()
 
 
-def library() -> Library:
-    """What multiplies in this process.
+def in_use() -> Library:
+    """The library that multiplies in this process.
 
     Raises:
         RecipeError: if the environment variable asks for what there is not, or for what is not exact here.
@@ -73,15 +73,14 @@ def library() -> Library:
 
 
 @contextmanager
-def using(name: Library) -> Iterator[None]:
+def using(name: str) -> Iterator[None]:
     """Multiply with this library inside, in all threads of the process.
 
     Raises:
         RecipeError: if there is no such library, or it is not exact on this processor.
     """
     global _pinned
-    _insist(name, "products.using")
-    before, _pinned = _pinned, name
+    before, _pinned = _pinned, _known(name, "products.using")
     try:
         yield
     finally:
@@ -96,10 +95,8 @@ def again(name: str | None) -> Iterator[None]:
         name: its library; with None, with one that is not exact on this processor, or where the environment variable
             says otherwise, inside is as outside.
     """
-    if name not in get_args(Library) or os.environ.get(VARIABLE) or (name == "onednn" and not exact()):
-        yield
-        return
-    with using(name):  # type: ignore[arg-type]  # one of the names
+    unknown = name not in get_args(Library) or (name == "onednn" and not exact())
+    with nullcontext() if name is None or unknown or os.environ.get(VARIABLE) else using(name):
         yield
 
 
@@ -152,7 +149,7 @@ def add_outer(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _split(a: Tensor) -> int:
     """How many of the rows oneDNN gets; the rest, perhaps none, is for the default library."""
-    if len(a) < _FEWEST or a.dtype != torch.float32 or library() == "default":
+    if len(a) < _FEWEST or a.dtype != torch.float32 or in_use() == "default":
         return 0
     return len(a) // _ROWS * _ROWS
 
@@ -161,13 +158,13 @@ def _split(a: Tensor) -> int:
 def _default() -> Library:
     asked = os.environ.get(VARIABLE, "")
     if asked:
-        _insist(asked, VARIABLE)
-        return asked  # type: ignore[return-value]  # one of the names
+        return _known(asked, VARIABLE)
     return "onednn" if exact() and _gain() >= FASTER else "default"
 
 
-def _insist(name: str, where: str) -> None:
-    names = get_args(Library)
+def _known(name: str, where: str) -> Library:
+    """The library of this name, which is there and exact on this processor."""
+    names: dict[str, Library] = {known: known for known in get_args(Library)}
     if name not in names:
         raise RecipeError(f"no library '{name}' for products", where=where, mend=nearest(name, names))
     if name == "onednn" and not exact():
@@ -176,6 +173,7 @@ def _insist(name: str, where: str) -> None:
             where=where,
             mend="Take `default`.",
         )
+    return names[name]
 
 
 def _gain(rounds: int = 9, each: int = 4) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.mllm.methods.base import Settings, TaskData
@@ -146,14 +146,15 @@ def open_stream(
     """
     if name not in TIERS:
         raise RecipeError(f"there is no stream '{name}'", mend=nearest(name, TIERS))
-    if order not in ("a", "b"):
+    orders: dict[str, Order] = {known: known for known in get_args(Order)}
+    if order not in orders:
         raise RecipeError(f"there is no order '{order}'", mend="Orders are a, and b, its reverse.")
     tier = TIERS[name]
     names = _with_recorded(tier, raw)
     if order == "b":
         names = names[::-1]
     if tier.config is None:
-        return _texts(name, order, tier, names, cache, model, say)  # type: ignore[arg-type]  # narrowed above
+        return _texts(name, orders[order], tier, names, cache, model, say)
     base: Kept
     if isinstance(tier.config, SeeingConfig):
         base = SeeingBase.of(tier.config, cache, model, say)
@@ -165,7 +166,7 @@ def open_stream(
         foundation_data(frozen, foundation(split, tier.counts[3], base.tower.image, base.skills), base.reader)
         for split in ("test", "val")
     )
-    return Stream(name, order, tier, tuple(data), held, sample, base.model, base.about())  # type: ignore[arg-type]  # narrowed above
+    return Stream(name, orders[order], tier, tuple(data), held, sample, base.model, base.about())
 
 
 def _with_recorded(tier: Tier, raw: Path | None) -> tuple[str, ...]:

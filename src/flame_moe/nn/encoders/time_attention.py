@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from flame_moe.nn.autograd import applied
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StageVector
 
@@ -35,9 +36,7 @@ def time_attention(scores: Tensor, values: Tensor, observed: Tensor) -> Tensor:
     Returns:
         (n, Q, C).
     """
-    # PyTorch leaves Function.apply without annotations.
-    z: Tensor = _Mean.apply(scores, values, observed)  # type: ignore[no-untyped-call]
-    return z
+    return applied(_Mean, scores, values, observed)
 
 
 class _Mean(torch.autograd.Function):
@@ -83,9 +82,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor, cursor: int, mask: Tensor | None = None) -> Tensor:
         self.weight.observe(t[..., None], mask)
         phase = F.linear(t[..., None], self.weight.effective(cursor), self.bias.at(cursor))
-        # PyTorch leaves Function.apply without annotations.
-        embedded: Tensor = _Sines.apply(phase)  # type: ignore[no-untyped-call]
-        return embedded
+        return applied(_Sines, phase)
 
 
 class _Sines(torch.autograd.Function):
