@@ -57,7 +57,7 @@ def test_experts_give_the_same_values_and_gradients_with_both(shapes: list[tuple
     found = []
     for name in ("default", "onednn"):
         leaves = [t.detach().clone().requires_grad_() for t in (x, gates, *pool.weights(0))]
-        with products.using(name):  # type: ignore[arg-type]  # mypy widens the literals
+        with products.using(name):
             out = apply_experts(leaves[0], leaves[1], [Weights(*leaves[2:])], rows, 0.0)
             (out * out.cos()).sum().backward()
         found.append([out.detach(), *(t.grad for t in leaves)])
