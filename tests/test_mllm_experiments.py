@@ -12,7 +12,7 @@ from flame_moe.errors import CheckpointError, RecipeError
 
 pytest.importorskip("peft", reason="the extra mllm is not installed")
 
-from flame_moe.experiments.mllm import votes
+from flame_moe.experiments.mllm import ranks, votes
 from flame_moe.experiments.mllm.__main__ import compare, main
 from flame_moe.experiments.mllm.cells import Cell, Place, grid
 from flame_moe.mllm.methods import METHODS
@@ -175,3 +175,19 @@ def test_every_kind_of_routing_vector_is_asked_alone_and_together(
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(found)
     assert votes.main(["tiny-ci", str(tmp_path), "--seeds", "0"]) == 2
     assert "0 seeds" in capsys.readouterr().err
+
+
+def test_ranks_that_are_put_back_bring_the_first_task_back(
+    mllm_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ranks.main(["tiny-ci", str(tmp_path), "--seeds", "1", "--cache", str(mllm_cache)]) == 0
+    (found,) = json.loads((tmp_path / "ranks.json").read_text())["seeds"]
+    ways = [found[who] for who in ranks.FIRSTS]
+    assert len({way["0"] for way in ways}) == len({way["1"] for way in ways}) == 1
+    assert ways[0]["1"] > ways[0]["0"]
+    held = found["held by the most important"]
+    assert held["0"] == 0
+    assert held["1"] == pytest.approx(1)
+    assert held["0.25"] > 0.25
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(found)
+    assert ranks.main(["tiny-ci", str(tmp_path), "--seeds", "0"]) == 2

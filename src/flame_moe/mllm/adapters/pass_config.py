@@ -13,7 +13,7 @@ from flame_moe.mllm.adapters.peft_types import peft_type
 
 PASS_MOE = "FLAME_PASS_MOE"
 ROUTERS = ("pas", "softmax", "topk")
-IMPORTANCES = ("expectation", "product", "random")
+IMPORTANCES = ("expectation", "product", "random", "even")
 ANCHORS = ("previous", "running")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -53,8 +53,8 @@ class PassMoeConfig(LoraConfig):
         temperature: of the softmax; what evaluation always uses.
         temperature_start: in training the temperature falls from here to `temperature` by a cosine in each task.
         importance: "expectation": mean over tokens of pi_e (a_ek^T h)^2; "product": mean pi_e times mean
-            (a_ek^T h)^2 per step, exponential mean over steps; "random": the expectation, permuted among ranks, a
-            control.
+            (a_ek^T h)^2 per step, exponential mean over steps; two controls: "random", the expectation, permuted among
+            ranks, and "even", the same for every rank.
         importance_decay: of the exponential mean.
         anchor: "previous": matrices as the last task left them; "running": their importance-weighted running mean.
         lambda_a: weight of the stabilisation of A; over the number of ranks in the model. Choose it on validation.
@@ -84,7 +84,7 @@ class PassMoeConfig(LoraConfig):
     top_k: int = field(default=2)
     temperature: float = field(default=1.0)
     temperature_start: float | None = field(default=None)
-    importance: Literal["expectation", "product", "random"] = field(default="expectation")
+    importance: Literal["expectation", "product", "random", "even"] = field(default="expectation")
     importance_decay: float = field(default=0.9)
     anchor: Literal["previous", "running"] = field(default="previous")
     lambda_a: float = field(default=1000.0)

@@ -123,6 +123,8 @@ class PathwayMemory(nn.Module):
             name: of the layer, from which the control "random" draws.
         """
         importance = self.importance
+        if self.config.importance == "even":
+            importance = torch.ones_like(importance)
         if self.config.importance == "random":
             generator = torch.Generator().manual_seed(self.config.seed + zlib.crc32(name.encode()))
             order = torch.randperm(importance.numel(), generator=generator).to(importance.device)

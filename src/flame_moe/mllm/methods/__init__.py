@@ -5,7 +5,15 @@ from __future__ import annotations
 from flame_moe.errors import RecipeError, nearest
 from flame_moe.mllm.methods.base import Method, Settings, TaskData
 from flame_moe.mllm.methods.experts import Identity, Merged, OLora, Retrieval
-from flame_moe.mllm.methods.mixture import MoeSoftmax, MoeTopk, PassCode, PassMoe, PassRandom, PassReweighting
+from flame_moe.mllm.methods.mixture import (
+    MoeSoftmax,
+    MoeTopk,
+    PassCode,
+    PassEven,
+    PassMoe,
+    PassRandom,
+    PassReweighting,
+)
 from flame_moe.mllm.methods.quadratic import Ewc, Mas
 from flame_moe.mllm.methods.routed import (
     AverageActivation,
@@ -23,7 +31,7 @@ _ALL: tuple[type[Method], ...] = (
     *(Joint, Sequential, Ewc, Mas, LwF, OLora),
     *(Identity, Merged, Retrieval, AverageActivation, AverageActivationSequence, AverageActivationModel),
     *(Routed, RoutedSequence, RoutedModel, RoutedNull, RoutedDiscriminant),
-    *(PassMoe, PassReweighting, PassRandom, PassCode, MoeSoftmax, MoeTopk),
+    *(PassMoe, PassReweighting, PassRandom, PassEven, PassCode, MoeSoftmax, MoeTopk),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 """Name -> method."""

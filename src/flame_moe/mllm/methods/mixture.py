@@ -102,6 +102,14 @@ class PassRandom(PassMoe):
     options: ClassVar[dict[str, Any]] = {"importance": "random"}
 
 
+class PassEven(PassMoe):
+    """The control: as much stabilisation, the same for every rank: squared distance from where the last task ended."""
+
+    name = "pass-even"
+    label = "PASs-MoE, even importance"
+    options: ClassVar[dict[str, Any]] = {"importance": "even"}
+
+
 class PassCode(PassMoe):
     """As the authors' released code does it: annealed temperature, running anchor, the most important ranks alone."""
 
