@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from flame_moe.mllm.stream.llava import SLOTS, TinyConfig, pixel_values, slots
 from flame_moe.mllm.stream.pictures import shrink
 from flame_moe.mllm.stream.recorded import easy_vqa, nlvr
 from flame_moe.mllm.stream.samples import Item, Samples
-from flame_moe.mllm.stream.score import answer_loss, ask, exact
+from flame_moe.mllm.stream.score import answer_loss, ask, exact, graded
 from flame_moe.mllm.stream.smollm2 import load
 from flame_moe.mllm.stream.texts import FORMS, general_questions, own_answers, text_task
 from flame_moe.mllm.stream.tiers import TIERS, Stream, open_stream
@@ -225,6 +226,20 @@ def test_exact_match_is_what_greedy_generation_would_say(stream: Stream) -> None
     assert 0 < sum(said) < len(said)
 
 
+def test_nats_are_the_loss_that_transformers_has_of_each_answer(stream: Stream) -> None:
+    model, held = stream.model(), stream.foundation.take(range(0, 200, 9))
+    embedding = model.get_input_embeddings()
+    answer = partial(ask, model)
+    found = graded(answer, held, embedding)
+    assert torch.equal(found.right, exact(answer, held, embedding))
+    for i in range(len(held)):
+        one = held.batch(torch.tensor([i]), embedding)
+        with torch.no_grad():
+            loss = model(inputs_embeds=one.embeds, attention_mask=one.mask, labels=one.labels).loss
+        assert float(found.nats[i]) == pytest.approx(float(loss), rel=1e-3, abs=1e-5)
+    assert found.nats[found.right].mean() < found.nats[~found.right].mean()
+
+
 def test_a_model_agrees_with_its_own_answers(stream: Stream) -> None:
     model, asked = stream.model(), [Item("general", f"repeat : {word}", "") for word in ("red", "two", "blue")]
     own = own_answers(model, WordReader(), asked, length=5)
@@ -296,6 +311,9 @@ def test_sequential_forgets_and_separate_adapters_do_not(stream: Stream, tmp_pat
     foundation = plain.answers.stages[-1].foundation
     assert foundation is not None
     assert plain.answers.before["foundation"] - foundation > 0.4
+    nats = plain.answers.foundation_nats, plain.answers.stages[-1].foundation_nats
+    assert None not in nats
+    assert nats[1] > nats[0] + 0.5
     assert apart.answers.measures["backward transfer"] == 0.0
     assert all(row.bitwise_equal for row in apart.drift)
     assert not any(row.bitwise_equal for row in plain.drift)

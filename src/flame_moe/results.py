@@ -273,8 +273,9 @@ class AnswerTask(Description):
 class AnswerStage(Description):
     """What one stage of a language model cost and kept.
 
-    `foundation` is the exact match on skills of the base model that no stage trains; null for methods that must be told
-    the task. `samples` were shown in training, with repetition, and `seconds` is the training alone.
+    `foundation` is the exact match on skills of the base model that no stage trains, `foundation_nats` the
+    cross-entropy of their answers in nats per token; null for methods that must be told the task. `samples` were shown
+    in training, with repetition, and `seconds` is the training alone.
     """
 
     after_stage: Count
@@ -282,6 +283,7 @@ class AnswerStage(Description):
     steps: Count
     seconds: Number
     foundation: Number | None = None
+    foundation_nats: Number | None = None
 
 
 class AnswerRouting(Description):
@@ -297,14 +299,15 @@ class AnswerRouting(Description):
 class Answers(Description):
     """A stream of tasks of a language model (`flame_moe.mllm`).
 
-    `before` is the exact match of the base model on each task and on the foundation, before any stage; `measures` has
-    the numbers of `flame_moe.mllm.measures`, by name.
+    `before` is the exact match of the base model on each task and on the foundation, before any stage, and
+    `foundation_nats` its cross-entropy there; `measures` has the numbers of `flame_moe.mllm.measures`, by name.
     """
 
     stream: str
     order: str
     licence: str
     before: dict[str, Number]
+    foundation_nats: Number | None = None
     stages: tuple[AnswerStage, ...]
     routing: tuple[AnswerRouting, ...] = ()
     measures: dict[str, Number] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ from flame_moe.mllm.methods import Method, Settings, TaskData, method_named
 from flame_moe.mllm.shelf import Shelf
 from flame_moe.mllm.stream.encode import IGNORED, Batch
 from flame_moe.mllm.stream.llava import Say
-from flame_moe.mllm.stream.score import ask, exact
+from flame_moe.mllm.stream.score import ask, exact, graded
 from flame_moe.mllm.stream.tiers import Stream
 from flame_moe.progression import progression
 from flame_moe.report import write_report
@@ -119,7 +119,8 @@ def learn_stream(
     torch.set_num_threads(1)
     learner = kind(stream.model().to(device), settings, seed, stream.sample)
     learner.shelf = shelf
-    record, before = _Record(), _before(stream, learner, say)
+    say("the base model", 0.0)
+    record, (before, nats) = _Record(), _before(stream, learner)
     show(_head(stream))
     show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))
     groups = [list(stream.tasks)] if kind.joint else [[task] for task in stream.tasks]
@@ -136,7 +137,17 @@ def learn_stream(
         }
         row = [values.get(task.name) for task in stream.tasks]
         show(_line(f"after {group[-1].name}", row, record.costs[-1].foundation))
-    return Outcome(_results(stream, learner, settings, seed, record, before), learner, record.right)
+    answers = Answers(
+        stream=stream.name,
+        order=stream.order,
+        licence=stream.tier.licence,
+        before=before,
+        foundation_nats=nats,
+        stages=tuple(record.costs),
+        routing=tuple(record.routing),
+        base=dict(stream.about),
+    )
+    return Outcome(_results(stream, learner, settings, seed, record, answers), learner, record.right)
 
 
 def free(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
@@ -173,15 +184,13 @@ def write_run(results: Results, out: Path, method: Method | None = None) -> None
             method.model.save_pretrained(work / ADAPTERS)
 
 
-def _before(stream: Stream, learner: Method, say: Say) -> dict[str, float]:
-    """Exact match of the base model on each task and on the foundation."""
-    say("the base model", 0.0)
-    sets = {task.name: task.test for task in stream.tasks} | {"foundation": stream.foundation}
-    model = stream.model().to(next(learner.embedding.parameters()).device)
-
-    return {
-        name: float(exact(partial(ask, model), data, learner.embedding).float().mean()) for name, data in sets.items()
-    }
+def _before(stream: Stream, learner: Method) -> tuple[dict[str, float], float]:
+    """Exact match of the base model on each task and on the foundation, and its cross-entropy there."""
+    answer = partial(ask, stream.model().to(next(learner.embedding.parameters()).device))
+    right = {task.name: exact(answer, task.test, learner.embedding) for task in stream.tasks}
+    kept = graded(answer, stream.foundation, learner.embedding)
+    right["foundation"] = kept.right
+    return {name: float(each.float().mean()) for name, each in right.items()}, float(kept.nats.mean())
 
 
 def _cost(
@@ -226,9 +235,9 @@ def _measure(
                 AnswerRouting(after_stage=stage, task=task.name, own=share.own, entropy=share.entropy)
             )
     if not learner.knows_task:
-        right = exact(_asker(learner, None), stream.foundation, learner.embedding)
-        kept = float(right.float().mean())
-        record.costs[-1] = record.costs[-1].model_copy(update={"foundation": kept})
+        kept = graded(_asker(learner, None), stream.foundation, learner.embedding)
+        told = {"foundation": float(kept.right.float().mean()), "foundation_nats": float(kept.nats.mean())}
+        record.costs[-1] = record.costs[-1].model_copy(update=told)
 
 
 def _asker(learner: Method, task: str | None) -> Callable[[Batch], Tensor]:
@@ -272,17 +281,8 @@ def _probe(record: _Record, stage: int, task: TaskData, learner: Method) -> None
 
 
 def _results(
-    stream: Stream, learner: Method, settings: Settings, seed: int, record: _Record, before: dict[str, float]
+    stream: Stream, learner: Method, settings: Settings, seed: int, record: _Record, answers: Answers
 ) -> Results:
-    answers = Answers(
-        stream=stream.name,
-        order=stream.order,
-        licence=stream.tier.licence,
-        before=before,
-        stages=tuple(record.costs),
-        routing=tuple(record.routing),
-        base=dict(stream.about),
-    )
     found = Results(
         name=stream.name.replace("-", "_"),
         method=learner.label,

@@ -124,13 +124,17 @@ def answers(results: Results) -> list[Table]:
         own = [routed[stage.after_stage, t.name].own for t in results.tasks if (stage.after_stage, t.name) in routed]
         kept = "\u2013" if stage.foundation is None else number(stage.foundation)
         share = "\u2013" if not own else number(sum(own) / len(own))
-        said = (f"{stage.samples:,}", f"{stage.steps:,}", number(stage.seconds), kept)
+        lost = "\u2013" if stage.foundation_nats is None else number(stage.foundation_nats)
+        said = (f"{stage.samples:,}", f"{stage.steps:,}", number(stage.seconds), kept, lost)
         rows.append((", ".join(record.tasks), "", [*map(Cell, said), Cell(share, derived=bool(own))]))
     values = [(name, "", [Cell(number(value))]) for name, value in found.measures.items()]
-    head = ("Stage", "Samples shown", "Steps", "Seconds of training", "Foundation", "Routed to the own expert")
+    head = ("Stage", "Samples shown", "Steps", "Seconds of training", "Foundation", "in nats per token", "Own expert")
+    nats = found.foundation_nats
+    notes = ["Own expert: share of the routing weight on the expert of the sample's task."]
+    notes += [] if nats is None else [f"Foundation before: {number(nats)} nats per token of the answers."]
     return [
         Table("Exact match of the base model, before any stage", ("", *found.before), before, [found.licence]),
-        Table("What each stage cost, and what it left of the base model's skills", head, rows, []),
+        Table("What each stage cost, and what it left of the base model's skills", head, rows, notes),
         Table("Measures of continual instruction tuning", ("Measure", "Value"), values, []),
     ]
 

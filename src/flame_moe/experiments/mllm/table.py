@@ -65,12 +65,15 @@ def _measured(cells: Sequence[tuple[Results, Right]], resamples: int) -> Row:
     last = [row for row in first.footprint if row.after_stage == first.last_stage]
     answers = [results.answers for results, _ in cells if results.answers is not None]
     kept = [a.stages[-1].foundation for a in answers if a.stages[-1].foundation is not None]
+    nats = [a.stages[-1].foundation_nats for a in answers if a.stages[-1].foundation_nats is not None]
     own = [r.own for a in answers for r in a.routing if r.after_stage == first.last_stage and not np.isnan(r.own)]
     return {
         "measures": measured,
         "matrix": _matrix(cells),
         "foundation_before": answers[0].before["foundation"],
         "foundation": float(np.mean(kept)) if kept else None,
+        "foundation_nats_before": answers[0].foundation_nats,
+        "foundation_nats": float(np.mean(nats)) if nats else None,
         "own_expert": float(np.mean(own)) if own else None,
         "trained": sum(row.trainable_parameters for row in last),
         "stored": sum(row.stored_parameters for row in last),
@@ -111,7 +114,7 @@ def _matrix(cells: Sequence[tuple[Results, Right]]) -> dict[str, list[float | No
 
 def markdown(found: Sequence[Row]) -> str:
     """The table of one order, and what its columns are."""
-    head = ["method", "AP", "MFT", "MAA", "BWT", "forgetting", "of the upper bound", "foundation", "own expert"]
+    head = ["method", "AP", "MFT", "MAA", "BWT", "forgetting", "of the upper bound", "foundation", "nats", "own expert"]
     head += ["trained", "stored", "samples per task", "seconds per task", "earlier answers"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found:
@@ -121,7 +124,8 @@ def markdown(found: Sequence[Row]) -> str:
         of = row["measures"]
         cells = [row["label"], *(_cell(of[m]) for m in (AVERAGE, FINE_TUNE, MEAN_AVERAGE))]
         cells += [_cell(of[m], "+") for m in (BACKWARD, FORGETTING)]
-        cells += [_number(row["of_upper_bound"]), _number(row["foundation"]), _number(row["own_expert"])]
+        cells += [_number(row["of_upper_bound"]), _number(row["foundation"])]
+        cells += [_number(row["foundation_nats"]), _number(row["own_expert"])]
         cells += [f"{row['trained']:,}", f"{row['stored']:,}"]
         cells += [_range(row["samples_per_task"], "{:,.0f}"), _range(row["seconds_per_task"], "{:.0f}")]
         cells += ["bitwise equal" if row["bitwise_equal"] else ""]
@@ -130,7 +134,9 @@ def markdown(found: Sequence[Row]) -> str:
     notes = [f"{name}: {formula}." for name, formula in ANSWER_FORMULAS.items()]
     notes += ["In brackets 95 % bootstrap intervals over test samples and seeds."]
     if good is not None:
+        nats = _number(good["foundation_nats_before"]) or "not measured"
         notes += [f"Foundation: exact match on the base model's skills, {good['foundation_before']:.3f} before."]
+        notes += [f"Nats: cross-entropy of the foundation's answers per token, {nats} before."]
     notes += ["Own expert: share of the routing weight on the expert of the sample's task, after the last stage."]
     notes += [f"{row['label']}: {row['setting']}, seeds {row['seeds']}." for row in found]
     notes += [f"{row['label']}: seed {s} failed: {why}" for row in found for s, why in row["failed"].items()]
