@@ -12,18 +12,19 @@ import flame_moe
 ROOT = Path(flame_moe.__file__).parent
 
 # Room -> the rooms it may import from. What is not named here does not exist.
-FOUNDATION = {"errors", "schema", "batch", "files"}
-RESULTS = {"errors", "schema", "files", "profile", "results", "progression", "measures"}
+FOUNDATION = {"errors", "description", "schema", "batch", "files"}
+RESULTS = {"errors", "description", "schema", "files", "profile", "results", "progression", "measures"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "locking": {"errors"},
-    "schema": {"errors"},
+    "description": {"errors"},
+    "schema": {"errors", "description"},
     "batch": {"errors"},
     "extras": {"errors"},
     "foreign": {"errors", "extras"},
-    "profile": {"errors", "schema"},
-    "results": {"errors", "schema", "files", "profile"},
+    "profile": {"description", "schema"},
+    "results": {"errors", "description", "schema", "files", "profile"},
     "progression": {"errors", "schema", "results"},
     "measures": {"results", "progression"},
     "data": FOUNDATION | {"profile", "foreign", "extras"},

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flame_moe.schema import Description, ModalityKind, TaskKind
+from flame_moe.description import Description
+from flame_moe.schema import ModalityKind, TaskKind
 
 
 def _not_infinite(value: float) -> float:

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
+from flame_moe.description import Description
 from flame_moe.errors import DataError
 from flame_moe.files import write_text
 from flame_moe.profile import Count, Number, Share
 from flame_moe.profile import Funnel as Funnel
 from flame_moe.profile import FunnelStep as FunnelStep
 from flame_moe.profile import Pattern as Pattern
-from flame_moe.schema import Description, Name, Task, TaskKind
+from flame_moe.schema import Name, Task, TaskKind
 
 FORMAT: Final = "flame-moe-results"
 VERSION: Final = 1

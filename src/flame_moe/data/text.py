@@ -23,9 +23,10 @@ from flame_moe.data.pretrained import (
     model_files,
     model_folder,
 )
+from flame_moe.description import Description
 from flame_moe.errors import DataError
 from flame_moe.foreign import build_model, explained, model_width
-from flame_moe.schema import Description, Modality
+from flame_moe.schema import Modality
 
 Floats = NDArray[np.float32]
 

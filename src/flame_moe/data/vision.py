@@ -17,9 +17,9 @@ from pydantic import Field
 
 from flame_moe.data.embedcache import cached_rows, digest, maker_name
 from flame_moe.data.pretrained import load_model, model_config, model_files, model_folder
+from flame_moe.description import Description
 from flame_moe.errors import DataError
 from flame_moe.foreign import explained, model_width
-from flame_moe.schema import Description
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flame_moe.data.tables import find_table, need_table
 from flame_moe.data.text import TextOptions
-from flame_moe.schema import Description
+from flame_moe.description import Description
 
 STAY, MINUTE = "stay", "minute"
 DAY = 1440

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from flame_moe.data.text import TextOptions
+from flame_moe.description import Description
 from flame_moe.errors import DataError, RecipeError, nearest
-from flame_moe.schema import Description, Name, TaskKind
+from flame_moe.schema import Name, TaskKind
 
 Names = tuple[str, ...]
 Positive = Annotated[float, Field(gt=0)]

@@ -12,8 +12,9 @@ import polars as pl
 from pydantic import Field, field_validator, model_validator
 
 from flame_moe.data.codes import code_id
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Name, TaskKind
+from flame_moe.schema import Modality, Name, TaskKind
 
 OTHER = "other"
 # Types are part of a model: they are a fixed list, not what happens to be in a data set, so that new records get the

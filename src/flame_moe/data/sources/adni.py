@@ -38,8 +38,9 @@ from flame_moe.data.sources._adni_tables import CLINICAL, COGNITION, CSF, DIAGNO
 from flame_moe.data.sources._adni_visits import by_person, label_of, reference
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 CLASSES = ("CN", "MCI", "AD")
 PARTS: dict[str, tuple[str, ...]] = {

@@ -31,8 +31,9 @@ from flame_moe.data.sources._alzheimer_csf_proteins import PROTEINS
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect, need_table, scan_table
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 Row = Mapping[str, Any]
 ALLELES = ("E2", "E3", "E4")

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from flame_moe.batch import Sample
 from flame_moe.data.funnel import Funnel
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.description import Description
+from flame_moe.schema import Modality, Task
 
 if TYPE_CHECKING:  # it brings polars, which nobody needs who only looks sources up
     from flame_moe.data.work import Work

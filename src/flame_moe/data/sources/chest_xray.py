@@ -27,7 +27,8 @@ from flame_moe.data.sources._arrays import (
 )
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
-from flame_moe.schema import SPLITS, Description, Modality, Task
+from flame_moe.description import Description
+from flame_moe.schema import SPLITS, Modality, Task
 
 _ARRAYS = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "labels"))
 _NEEDED = ("test_images",)

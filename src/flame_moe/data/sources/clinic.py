@@ -30,8 +30,9 @@ from flame_moe.data.sources._clinic_tables import CHANNELS, COHORTS, LEVEL, SPRE
 from flame_moe.data.sources._clinic_truth import best_auroc, correlation, thresholds
 from flame_moe.data.sources.base import Part, Source, SplitSpec
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import nearest
-from flame_moe.schema import Description, Fraction, Modality, Name, Task
+from flame_moe.schema import Fraction, Modality, Name, Task
 
 Floats = NDArray[np.float64]
 

@@ -31,7 +31,8 @@ from flame_moe.batch import Observation, Sample
 from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
-from flame_moe.schema import Description, Fraction, Modality, Task
+from flame_moe.description import Description
+from flame_moe.schema import Fraction, Modality, Task
 
 Image = NDArray[np.float32]
 

@@ -44,7 +44,8 @@ from flame_moe.data.sources._embed_vectors import Vectors
 from flame_moe.data.sources._pictures import Pictures
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.description import Description
+from flame_moe.schema import Modality, Task
 
 Size = Annotated[int, Field(ge=1)]
 _Rule = Callable[[Breast], bool]

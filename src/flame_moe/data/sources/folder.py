@@ -58,9 +58,10 @@ from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect, column_names
 from flame_moe.data.text import text_modality
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.files import write_text
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 
 class FolderOptions(Description):

@@ -31,8 +31,9 @@ from flame_moe.data.funnel import Funnel
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.store import Store
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError, RecipeError, nearest
-from flame_moe.schema import SPLITS, Description, Modality, Name, Task
+from flame_moe.schema import SPLITS, Modality, Name, Task
 
 
 class Part(Description):

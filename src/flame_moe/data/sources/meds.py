@@ -39,8 +39,9 @@ from flame_moe.data.sources._meds_mapping import Mapping, TaskRule, load_mapping
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import collect
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError, nearest
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 _VERSION = 1
 _KEPT = ("subject", "time", "modality", "slot", "sign", "id", "low", "high")

@@ -40,8 +40,9 @@ from flame_moe.data.sources._mimic_variables import LABS, VITALS
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.text import TextOptions
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 PART = 2048
 """Stays that are held in memory at a time."""

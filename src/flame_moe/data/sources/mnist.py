@@ -26,8 +26,9 @@ from flame_moe.data.sources._arrays import (
 )
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 Count = Annotated[int, Field(ge=10)]
 

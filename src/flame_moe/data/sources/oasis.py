@@ -31,8 +31,9 @@ from flame_moe.data.sources._oasis_tables import Session, read_sessions, same_se
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.tables import find_table
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 TABLES = {"cross_sectional": "oasis_cross-sectional", "longitudinal": "oasis_longitudinal"}
 MODALITIES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {

@@ -34,8 +34,9 @@ from flame_moe.data.sources._physionet2012_summary import summarise, summary_col
 from flame_moe.data.sources._physionet2012_tables import GROUPS, MISSING, UNITS_OF_CARE, VARIABLES, WINDOW_HOURS
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 LONG_STAY_DAYS = 7
 YEAR_DAYS = 365

@@ -42,8 +42,9 @@ from flame_moe.data.sources._physionet2019_tables import (
 )
 from flame_moe.data.sources.base import Source, SplitSpec
 from flame_moe.data.work import Work
+from flame_moe.description import Description
 from flame_moe.errors import DataError
-from flame_moe.schema import Description, Modality, Task
+from flame_moe.schema import Modality, Task
 
 Hours = Annotated[int, Field(ge=1, le=336)]
 _MEMBERS = {group: np.array([i for i, v in enumerate(VARIABLES) if v.group == group]) for group in GROUPS}

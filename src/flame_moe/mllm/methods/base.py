@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from flame_moe.description import Description
 from flame_moe.extras import needed
 from flame_moe.mllm.shelf import Shelf, Taught
 from flame_moe.mllm.stream.encode import Batch, Encoded, shuffled
 from flame_moe.mllm.stream.fitting import Steps
 from flame_moe.mllm.stream.score import answer_loss, ask
-from flame_moe.schema import Description
 from flame_moe.training.seeding import derive, generator, seed_torch
 
 TARGETS = r"(?!.*vision).*layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

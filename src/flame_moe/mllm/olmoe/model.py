@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from flame_moe.description import Description
 from flame_moe.foreign import library
 from flame_moe.locking import writing
 from flame_moe.mllm.stream.encode import Encoded, encode, shuffled, together
@@ -23,7 +24,7 @@ from flame_moe.mllm.stream.llava import Say
 from flame_moe.mllm.stream.samples import Item, Samples
 from flame_moe.mllm.stream.score import answer_loss, ask, exact
 from flame_moe.mllm.stream.words import BEGIN, END, NUMBER_OF, PAD, WORDS, WordReader
-from flame_moe.schema import Description, Name
+from flame_moe.schema import Name
 from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
 
 _SCENES = ["the", "picture", "shows", "a", "digit", "chart", "has", "bars", ",", "sign", "says"]

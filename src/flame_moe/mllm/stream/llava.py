@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from flame_moe.description import Description
 from flame_moe.foreign import library
 from flame_moe.mllm.stream.encode import Batch, Encoded, encode, shuffled, together
 from flame_moe.mllm.stream.fitting import Steps
@@ -22,7 +23,7 @@ from flame_moe.mllm.stream.pictures import SHAPES
 from flame_moe.mllm.stream.samples import Item, Pixels, Samples
 from flame_moe.mllm.stream.score import answer_loss, ask
 from flame_moe.mllm.stream.words import BEGIN, END, IMAGE, NUMBER_OF, PAD, WORDS, Reader
-from flame_moe.schema import Description, Name
+from flame_moe.schema import Name
 
 Say = Callable[[str, float], None]
 """Told what is being done and what share of it is done."""

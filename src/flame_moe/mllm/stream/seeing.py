@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
+from flame_moe.description import Description
 from flame_moe.environment import environment
 from flame_moe.foreign import library
 from flame_moe.mllm.stream.base import Base
@@ -24,7 +25,6 @@ from flame_moe.mllm.stream.kept import Kept
 from flame_moe.mllm.stream.llava import SLOTS, Positive, Say, TinyConfig, joined_config, tower_config, train_language
 from flame_moe.mllm.stream.smollm2 import load
 from flame_moe.mllm.stream.words import ChatReader
-from flame_moe.schema import Description
 from flame_moe.training.checkpoint import save_checkpoint
 
 IMAGE = "<empty_output>"
