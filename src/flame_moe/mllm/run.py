@@ -62,6 +62,13 @@ class Outcome(NamedTuple):
     right: dict[tuple[int, str], Tensor]
 
 
+class _Before(NamedTuple):
+    """The base model before any stage: exact match on each task and on the foundation, and its cross-entropy there."""
+
+    right: dict[str, float]
+    nats: float
+
+
 @dataclass
 class _Record:
     """What was measured so far."""
@@ -120,9 +127,9 @@ def learn_stream(
     learner = kind(stream.model().to(device), settings, seed, stream.sample)
     learner.shelf = shelf
     say("the base model", 0.0)
-    record, (before, nats) = _Record(), _before(stream, learner)
+    record, before = _Record(), _before(stream, learner)
     show(_head(stream))
-    show(_line("before", [before[task.name] for task in stream.tasks], before["foundation"]))
+    show(_line("before", [before.right[task.name] for task in stream.tasks], before.right["foundation"]))
     groups = [list(stream.tasks)] if kind.joint else [[task] for task in stream.tasks]
     known: list[TaskData] = []
     for stage, group in enumerate(groups):
@@ -137,17 +144,7 @@ def learn_stream(
         }
         row = [values.get(task.name) for task in stream.tasks]
         show(_line(f"after {group[-1].name}", row, record.costs[-1].foundation))
-    answers = Answers(
-        stream=stream.name,
-        order=stream.order,
-        licence=stream.tier.licence,
-        before=before,
-        foundation_nats=nats,
-        stages=tuple(record.costs),
-        routing=tuple(record.routing),
-        base=dict(stream.about),
-    )
-    return Outcome(_results(stream, learner, settings, seed, record, answers), learner, record.right)
+    return Outcome(_results(stream, learner, settings, seed, record, before), learner, record.right)
 
 
 def free(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
@@ -184,13 +181,12 @@ def write_run(results: Results, out: Path, method: Method | None = None) -> None
             method.model.save_pretrained(work / ADAPTERS)
 
 
-def _before(stream: Stream, learner: Method) -> tuple[dict[str, float], float]:
-    """Exact match of the base model on each task and on the foundation, and its cross-entropy there."""
+def _before(stream: Stream, learner: Method) -> _Before:
     answer = partial(ask, stream.model().to(next(learner.embedding.parameters()).device))
     right = {task.name: exact(answer, task.test, learner.embedding) for task in stream.tasks}
     kept = graded(answer, stream.foundation, learner.embedding)
     right["foundation"] = kept.right
-    return {name: float(each.float().mean()) for name, each in right.items()}, float(kept.nats.mean())
+    return _Before({name: float(each.float().mean()) for name, each in right.items()}, float(kept.nats.mean()))
 
 
 def _cost(
@@ -281,8 +277,18 @@ def _probe(record: _Record, stage: int, task: TaskData, learner: Method) -> None
 
 
 def _results(
-    stream: Stream, learner: Method, settings: Settings, seed: int, record: _Record, answers: Answers
+    stream: Stream, learner: Method, settings: Settings, seed: int, record: _Record, before: _Before
 ) -> Results:
+    answers = Answers(
+        stream=stream.name,
+        order=stream.order,
+        licence=stream.tier.licence,
+        before=before.right,
+        foundation_nats=before.nats,
+        stages=tuple(record.costs),
+        routing=tuple(record.routing),
+        base=dict(stream.about),
+    )
     found = Results(
         name=stream.name.replace("-", "_"),
         method=learner.label,

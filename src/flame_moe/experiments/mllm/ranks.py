@@ -16,12 +16,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flame_moe.experiments.mllm.cells import Place
-from flame_moe.experiments.mllm.seeds import Found, per_seed
+from flame_moe.experiments.mllm.seeds import Found, cell, per_seed
 from flame_moe.mllm.methods.mixture import PassReweighting
 from flame_moe.mllm.run import settings_for
 from flame_moe.mllm.stream.score import exact
@@ -109,14 +108,10 @@ def _held(weights: Mapping[str, Tensor], share: float) -> float:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Mean over seeds, and in brackets the lowest and highest."""
+    """Mean over seeds, and in brackets the lowest and highest where seeds make a difference."""
     lines = [f"| put back first | {' | '.join(f'{share:.0%}' for share in SHARES)} |", "|" + "---|" * (1 + len(SHARES))]
     for who in found[0]:
-        cells = []
-        for share in found[0][who]:
-            of = [seed[who][share] for seed in found]
-            spread = f" ({min(of):.2f} to {max(of):.2f})" if len(of) > 1 else ""
-            cells.append(f"{np.mean(of):.2f}{spread}")
+        cells = [cell([seed[who][share] for seed in found], 2) for share in found[0][who]]
         lines.append(f"| {who} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,17 @@ Found = dict[str, dict[str, float]]
 """Row of the table -> column -> what one seed found."""
 
 
+def cell(of: Sequence[float], digits: int) -> str:
+    """Mean over seeds, and in brackets the lowest and highest where seeds make a difference.
+
+    Example:
+        >>> cell([0.25, 0.75], 2), cell([1.0, 1.0], 1)
+        ('0.50 (0.25 to 0.75)', '1.0')
+    """
+    mean, low, high = (format(x, f".{digits}f") for x in (sum(of) / len(of), min(of), max(of)))
+    return f"{mean} ({low} to {high})" if len(set(of)) > 1 else mean
+
+
 def per_seed(
     name: str,
     about: str | None,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flame_moe.experiments.mllm.cells import Place
-from flame_moe.experiments.mllm.seeds import Found, per_seed
+from flame_moe.experiments.mllm.seeds import Found, cell, per_seed
 from flame_moe.mllm.methods.routed import RoutedDiscriminant, RoutedSequence
 from flame_moe.mllm.run import settings_for
 from flame_moe.mllm.stream.tiers import Stream
@@ -102,11 +102,8 @@ def table(found: Sequence[Found]) -> str:
     }
     lines = [f"| vectors | {' | '.join(columns.values())} |", "|" + "---|" * (1 + len(columns))]
     for kind in found[0]:
-        cells = []
-        for column in columns:
-            of = [seed[kind][column] for seed in found if column in seed[kind]]
-            spread = f" ({min(of):.3f} to {max(of):.3f})" if len(set(of)) > 1 else ""
-            cells.append(f"{np.mean(of):.3f}{spread}" if of else "")
+        each = [[seed[kind][column] for seed in found if column in seed[kind]] for column in columns]
+        cells = [cell(of, 3) if of else "" for of in each]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
