@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,9 +100,9 @@ def test_an_expert_from_the_shelf_is_the_one_that_training_gives(
     trained: list[str] = []
     fit = Method.fit
 
-    def watched(self: Method, *data: object, what: str, **more: object) -> None:
+    def watched(self: Method, *data: Any, what: str, **more: Any) -> None:
         trained.append(what)
-        fit(self, *data, what=what, **more)  # type: ignore[arg-type]  # passed on as they came
+        fit(self, *data, what=what, **more)
 
     monkeypatch.setattr(Method, "fit", watched)
     found, seconds = taught(stream, "routed", shelf)

@@ -152,11 +152,13 @@ def _pad(observations: Sequence[Observation], rows: Sequence[int]) -> ModalityBa
         if observed is not None and o.observed is not None:
             observed[i, :n] = o.observed
     return _placed(
-        rows=torch.as_tensor(rows, dtype=torch.int64),
-        values=torch.from_numpy(values),
-        lengths=torch.from_numpy(lengths.astype(np.int64)),
-        times=None if times is None else torch.from_numpy(times),
-        observed=None if observed is None else torch.from_numpy(observed),
+        ModalityBatch(
+            rows=torch.as_tensor(rows, dtype=torch.int64),
+            values=torch.from_numpy(values),
+            lengths=torch.from_numpy(lengths.astype(np.int64)),
+            times=None if times is None else torch.from_numpy(times),
+            observed=None if observed is None else torch.from_numpy(observed),
+        )
     )
 
 
@@ -198,17 +200,18 @@ def drop_cells(batch: FlexiBatch, rate: float) -> FlexiBatch:
     return batch._replace(modalities=parts)
 
 
-def _placed(**parts: Tensor | None) -> ModalityBatch:
-    """A batch that knows its places."""
-    part = ModalityBatch(**parts)  # type: ignore[arg-type]  # the callers name its fields
+def _placed(part: ModalityBatch) -> ModalityBatch:
+    """The batch, knowing its places."""
     return part._replace(places=part.existing())
 
 
 def _select(part: ModalityBatch, keep: Tensor) -> ModalityBatch:
     return _placed(
-        rows=part.rows[keep],
-        values=part.values[keep],
-        lengths=part.lengths[keep],
-        times=None if part.times is None else part.times[keep],
-        observed=None if part.observed is None else part.observed[keep],
+        ModalityBatch(
+            rows=part.rows[keep],
+            values=part.values[keep],
+            lengths=part.lengths[keep],
+            times=None if part.times is None else part.times[keep],
+            observed=None if part.observed is None else part.observed[keep],
+        )
     )
