@@ -15,9 +15,9 @@ from flame_moe.nn.block import Block
 from flame_moe.nn.columns import LowRankExperts
 from flame_moe.nn.experts import ExpertPool, Joined
 from flame_moe.nn.gating import Router
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.model import Flame
 from flame_moe.nn.moe import Sequences, mixture
-from flame_moe.nn.stacked import StackedLinear
 from flame_moe.schema import Stage
 from tests.methods import TWO, context_of, learned, moved_by
 from tests.test_continual import bits, everyone

@@ -19,8 +19,9 @@ from flame_moe.continual.rounds import Change
 from flame_moe.data.store import Store
 from flame_moe.errors import RecipeError
 from flame_moe.nn.gating import Router
+from flame_moe.nn.layers import biases
 from flame_moe.nn.slices import LowRank, ranks_of, tensors
-from flame_moe.nn.stacked import StackedMatrix, biases, growables
+from flame_moe.nn.stacked import StackedMatrix, growables
 from flame_moe.recorder import Recorder
 from flame_moe.results import Results
 from flame_moe.schema import MethodConfig, Recipe, Stage

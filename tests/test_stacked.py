@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flame_moe.continual.truncation import by_weight
+from flame_moe.nn.layers import StackedLinear, StackedNorm
 from flame_moe.nn.slices import LowRank
-from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StackedNorm, StageVector, growables
+from flame_moe.nn.stacked import StackedMatrix, StageVector, growables
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6)) | st.tuples(*[st.integers(1, 4)] * 3)
 

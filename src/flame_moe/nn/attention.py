@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flame_moe.nn.dropout import dropout
-from flame_moe.nn.stacked import StackedLinear
+from flame_moe.nn.layers import StackedLinear
 
 
 class SelfAttention(nn.Module):

@@ -24,8 +24,8 @@ from flame_moe.nn.attention import SelfAttention
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.experts import ExpertPool
 from flame_moe.nn.gating import Router, Routing, choose
+from flame_moe.nn.layers import StackedNorm
 from flame_moe.nn.moe import Sequences, mixtures
-from flame_moe.nn.stacked import StackedNorm
 from flame_moe.schema import ModelConfig
 
 _SHARED = "shared"

@@ -15,8 +15,9 @@ from torch import Tensor
 from flame_moe.nn.block import Block, Column
 from flame_moe.nn.experts import ExpertPool, Joined
 from flame_moe.nn.gating import Routing
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences, mixture
-from flame_moe.nn.stacked import StackedLinear, StackedMatrix
+from flame_moe.nn.stacked import StackedMatrix
 from flame_moe.schema import ModelConfig
 
 

@@ -5,7 +5,6 @@ Shape suffixes: R packed rows sorted by expert, E experts, d width, H hidden, k 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.grouped import Weights
+from flame_moe.nn.layers import uniform_bias
 from flame_moe.nn.stacked import StackedMatrix, StageVector
 
 
@@ -41,13 +41,13 @@ class ExpertPool(nn.Module):
         self.experts, self.width, self.kernel, self.dropout = experts, width, kernel, dropout
         fan = width * kernel
         self.conv = StackedMatrix(experts, width, fan, stage=stage)
-        self.conv_bias = StageVector(_uniform(experts, width, fan), stage)
+        self.conv_bias = StageVector(uniform_bias(experts, width, fan_in=fan), stage)
         self.norm_weight = StageVector(torch.ones(experts, width), stage)
         self.norm_bias = StageVector(torch.zeros(experts, width), stage)
         self.fc1 = StackedMatrix(experts, hidden, width, stage=stage)
-        self.fc1_bias = StageVector(_uniform(experts, hidden, width), stage)
+        self.fc1_bias = StageVector(uniform_bias(experts, hidden, fan_in=width), stage)
         self.fc2 = StackedMatrix(experts, width, hidden, stage=stage)
-        self.fc2_bias = StageVector(_uniform(experts, width, hidden), stage)
+        self.fc2_bias = StageVector(uniform_bias(experts, width, fan_in=hidden), stage)
 
     def sets(self, cursor: int) -> list[Weights]:
         """`weights`, in the form of several pools."""
@@ -117,8 +117,3 @@ class Joined:
         there = [None] * len(rows) if there_R is None else there_R.split(rows)
         parts = zip(self.pools, near, shares, there, strict=True)
         return torch.cat([pool(x, share, cursor, mask) for pool, x, share, mask in parts if len(x)])
-
-
-def _uniform(experts: int, width: int, fan_in: int) -> Tensor:
-    limit = 1.0 / math.sqrt(fan_in)
-    return torch.empty(experts, width).uniform_(-limit, limit)

@@ -16,9 +16,10 @@ from flame_moe.nn.block import PRESETS, Block
 from flame_moe.nn.encoders import ENCODERS, TokenEncoder
 from flame_moe.nn.fusion import Head
 from flame_moe.nn.gating import Router, Routing
+from flame_moe.nn.layers import StackedNorm
 from flame_moe.nn.losses import balance_loss, interaction_loss
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import Growable, StackedNorm, growables
+from flame_moe.nn.stacked import Growable, growables
 from flame_moe.schema import Modality, ModelConfig, Task
 
 

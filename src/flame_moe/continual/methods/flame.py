@@ -14,9 +14,10 @@ from flame_moe.continual.moments import gather, tables
 from flame_moe.continual.sensitivity import squared_gradients
 from flame_moe.continual.truncation import Plan, by_weight, fresh, truncate
 from flame_moe.errors import RecipeError
+from flame_moe.nn.layers import biases
 from flame_moe.nn.model import Flame
 from flame_moe.nn.slices import Slice, balanced
-from flame_moe.nn.stacked import Growable, StackedMatrix, biases, growables
+from flame_moe.nn.stacked import Growable, StackedMatrix, growables
 from flame_moe.schema import MethodConfig
 
 

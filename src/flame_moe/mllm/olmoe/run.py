@@ -80,28 +80,14 @@ def learn_stages(
     for i, task in enumerate(tasks):
         _train(model, stages, task, size, seed, say)
         delta = stages.update()
-        full = stages.weights(i - 1)
-        full = {name: full[name] + delta[name] for name in full}
-        rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:_MOMENTS].split(
-            size.batch
-        )
-        moments = gather(model, task.train, rows)
+        rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:_MOMENTS]
+        moments = gather(model, task.train, rows.split(size.batch))
         stage: dict[str, Any] = {"task": task.name, "before": before[task.name], "full": accuracy(model, task.test)}
         stage["energy"] = _energies(delta, moments)
-        stage["cut"] = {}
-        kept: dict[str, Slice] = {}
-        for m in MODES:
-            for r in RANKS:
-                parts = {name: t.part for name, t in truncate(delta, Plan(mode=m, rank=r), moments).items()}
-                stages.slices.append(parts)
-                stages.read(i)
-                stage["cut"][f"{m} {r}"] = accuracy(model, task.test)
-                stages.slices.pop()
-                if (m, r) == (mode, rank):
-                    kept = parts
-        if not kept:
-            kept = {name: t.part for name, t in truncate(delta, Plan(mode=mode, rank=rank), moments).items()}
-        stages.slices.append(kept)
+        stage["cut"] = {
+            f"{m} {r}": _accuracy_cut(model, stages, task, _cut(delta, moments, m, r)) for m in MODES for r in RANKS
+        }
+        stages.slices.append(_cut(delta, moments, mode, rank))
         stages.read(i)
         probes.append(_logits(model, task.test))
         stage |= _after(model, stages, tasks[: i + 1], probes, size)
@@ -109,6 +95,19 @@ def learn_stages(
         found["stages"].append(stage)
         cuts = "".join(f"{value:>11.3f}" for value in stage["cut"].values())
         show(f"{task.name:<10}{stage['before']:>8.3f}{stage['full']:>8.3f}{cuts}")
+    return found
+
+
+def _cut(delta: Mapping[str, Tensor], moments: Mapping[str, Moment], mode: Directions, rank: int) -> dict[str, Slice]:
+    return {name: t.part for name, t in truncate(delta, Plan(mode=mode, rank=rank), moments).items()}
+
+
+def _accuracy_cut(model: Any, stages: Stages, task: TextTask, parts: dict[str, Slice]) -> float:
+    """Exact match on the task's test set if the stage kept these parts; it does not keep them."""
+    stages.slices.append(parts)
+    stages.read(len(stages.slices) - 1)
+    found = accuracy(model, task.test)
+    stages.slices.pop()
     return found
 
 

@@ -13,8 +13,9 @@ from flame_moe.nn.attention import SelfAttention
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
+from flame_moe.nn.layers import StackedLinear, StackedNorm
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StackedNorm, StageVector
+from flame_moe.nn.stacked import StackedMatrix, StageVector
 from flame_moe.schema import Modality, ModelConfig
 
 

@@ -13,8 +13,9 @@ from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm, pooling
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import StackedLinear, StageVector
+from flame_moe.nn.stacked import StageVector
 from flame_moe.schema import Modality, ModelConfig
 
 MAP = 64

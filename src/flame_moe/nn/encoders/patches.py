@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flame_moe.batch import ModalityBatch
 from flame_moe.nn.encoders.base import Encoder
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import StackedLinear
 from flame_moe.schema import Modality, ModelConfig
 
 

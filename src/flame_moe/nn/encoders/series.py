@@ -10,8 +10,8 @@ from flame_moe.batch import ModalityBatch
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeAttention
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import StackedLinear
 from flame_moe.schema import Modality, ModelConfig
 
 

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from flame_moe.nn.autograd import applied
 from flame_moe.nn.dropout import dropout
-from flame_moe.nn.stacked import StackedLinear, StackedMatrix, StageVector
+from flame_moe.nn.layers import StackedLinear
+from flame_moe.nn.stacked import StackedMatrix, StageVector
 
 # exp(-80) is still a normal float32: a channel whose keys all lie that far below the best one keeps a finite mean.
 _FLOOR = -80.0

@@ -11,8 +11,9 @@ from flame_moe.foreign import build_model, model_width
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.time_attention import TimeEmbedding
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import Settled, StackedLinear
+from flame_moe.nn.stacked import Settled
 from flame_moe.schema import Modality, ModelConfig
 
 

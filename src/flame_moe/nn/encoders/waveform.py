@@ -9,8 +9,8 @@ from flame_moe.batch import ModalityBatch
 from flame_moe.nn.dropout import dropout
 from flame_moe.nn.encoders.base import Encoder
 from flame_moe.nn.encoders.convolution import Residual, StackedConv, StackedGroupNorm, pooling
+from flame_moe.nn.layers import StackedLinear
 from flame_moe.nn.moe import Sequences
-from flame_moe.nn.stacked import StackedLinear
 from flame_moe.schema import Modality, ModelConfig
 
 
