@@ -186,7 +186,7 @@ def test_a_model_that_was_saved_needs_neither_the_folder_nor_the_network(
 
 
 def test_a_checkpoint_without_the_models_weights_is_refused(store: Store, tmp_path: Path) -> None:
-    from flame_moe.continual.learner import KIND, VERSION
+    from flame_moe.continual.saving import KIND, VERSION
     from flame_moe.training.checkpoint import load_checkpoint, save_checkpoint
 
     learner = Learner(plan("pain", epochs=1))

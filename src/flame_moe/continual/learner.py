@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from flame_moe.continual import saving
 from flame_moe.continual.admission import insist_on_samples, resolve_task, unlike
-from flame_moe.continual.identity import Choice, Encoders, Group, choose, fit_groups, parse, plain
-from flame_moe.continual.identity import tensors as gaussians
-from flame_moe.continual.methods import MethodState, StageContext, concludes, make_method
+from flame_moe.continual.identity import Choice, Encoders, Group, choose, fit_groups
+from flame_moe.continual.methods import StageContext, concludes, make_method
 from flame_moe.continual.rounds import Progress, Saved, compress, train
 from flame_moe.continual.stages import LearnedStage, count_trainable
 from flame_moe.continual.warm import Fingerprint, WarmStart, choose_source, fingerprint, start_warm
@@ -24,21 +24,16 @@ from flame_moe.data.loader import Loader
 from flame_moe.data.preprocess import Preprocessor
 from flame_moe.data.pretrained import starting_weights
 from flame_moe.data.store import Store
-from flame_moe.errors import CheckpointError, DataError, ExtraMissingError, FlameError, RecipeError, nearest
+from flame_moe.errors import DataError, RecipeError, nearest
 from flame_moe.nn.losses import class_weights
 from flame_moe.nn.model import Flame
-from flame_moe.nn.stacked import growables
 from flame_moe.schema import MethodConfig, Modality, Recipe, Stage, Task
-from flame_moe.training.checkpoint import hash_tensors, load_checkpoint, match, save_checkpoint
+from flame_moe.training.checkpoint import hash_tensors
 from flame_moe.training.engine import Prediction, predict
 from flame_moe.training.monitor import Monitor
 from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import seed_torch
 from flame_moe.training.state import put
-
-KIND, VERSION = "flame-moe-model", 1
-_METHOD, _GROUPS = "method|", "group|"
-_RESTORE = "Restore the checkpoint from a backup."
 
 
 class Learner:
@@ -251,20 +246,8 @@ class Learner:
         return twin
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model atomically: safetensors and a JSON manifest (see `training.checkpoint`)."""
-        manifest = {
-            "recipe": self.recipe.plain(),
-            "modalities": [m.plain() for m in self.model.modalities.values()],
-            "tasks": [t.plain() for t in self.tasks.values()],
-            "stages": [s.plain() for s in self.stages],
-            "preprocessor": self.preprocessor.plain(),
-            "structure": {name: part.structure() for name, part in growables(self.model)},
-        }
-        manifest["groups"] = plain(self.groups)
-        kept = self.method.state()
-        tensors = self.model.state_dict() | {_METHOD + name: tensor for name, tensor in kept.tensors.items()}
-        tensors |= {_GROUPS + name: tensor for name, tensor in gaussians(self.groups).items()}
-        return save_checkpoint(folder, tensors, {**manifest, "method": kept.meta}, kind=KIND, version=VERSION)
+        """Write the model atomically: safetensors and a JSON manifest (see `continual.saving`)."""
+        return saving.save(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Learner:
@@ -273,45 +256,7 @@ class Learner:
         Raises:
             CheckpointError: if it is missing, damaged, of another version, or does not fit the model it describes.
         """
-        tensors, manifest = load_checkpoint(folder, kind=KIND, version=VERSION)
-        where = str(folder)
-        try:
-            learner = cls(Recipe.parse(manifest["recipe"], where=where))
-            learner.preprocessor = Preprocessor.parse(manifest["preprocessor"], where=where)
-            modalities = {m["name"]: Modality.parse(m, where=where) for m in manifest["modalities"]}
-            tasks = {t["name"]: Task.parse(t, where=where) for t in manifest["tasks"]}
-            for data in manifest["stages"]:
-                record = LearnedStage.parse(data)
-                new = [modalities[name] for name in record.new_modalities]
-                known = [tasks[name] for name in record.tasks]
-                learner.method.add(learner.model, record.index, known, record.modalities, new)
-                learner.stages.append(record)
-            structure = manifest["structure"]
-            for name, part in growables(learner.model):
-                part.restore(structure[name])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-            raise CheckpointError("the manifest does not describe a model", where=where, mend=_RESTORE) from None
-        except ExtraMissingError:
-            raise
-        except FlameError as error:
-            what = f"the manifest does not describe a model: {error.what}"
-            raise CheckpointError(what, where=where, mend=_RESTORE) from None
-        kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_METHOD)}
-        numbers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GROUPS)}
-        match(learner.model.state_dict(), tensors, where)
-        learner.model.load_state_dict(tensors, strict=True)
-        learner.model.requires_grad_(False)
-        state = MethodState({n.removeprefix(_METHOD): t for n, t in kept.items()}, manifest.get("method", {}))
-        try:
-            found = {name.removeprefix(_GROUPS): tensor for name, tensor in numbers.items()}
-            learner.groups = parse(manifest.get("groups", []), found)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise CheckpointError("what samples look like is damaged", where=where, mend=_RESTORE) from None
-        try:
-            learner.method.restore(learner.model, state)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise CheckpointError("the method's state is damaged", where=where, mend=_RESTORE) from None
-        return learner
+        return saving.load(cls, folder)
 
     def _encoders(self) -> Encoders:
         born = {name: stage.index for stage in self.stages for name in stage.new_modalities}
