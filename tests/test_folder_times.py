@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 
 from flame_moe.data.funnel import Funnel
+from flame_moe.data.prepare import prepare
+from flame_moe.data.sources.folder import SOURCE, FolderOptions, write_draft
 from flame_moe.errors import FlameError
 from tests.test_sources_folder import folder, read
 
@@ -235,3 +237,40 @@ def test_runs_of_missing_samples_of_a_record_are_bridged_and_counted(tmp_path: P
     samples.write_bytes(stored.tobytes())
     with pytest.raises(FlameError, match="lead 'II' has no sample"):
         read(raw)
+
+
+def test_a_draft_counts_dates_from_where_samples_begin(tmp_path: Path) -> None:
+    samples = "".join(
+        f"s{i},1950-01-01,2130-05-0{1 + i % 9} 08:00:00,2130-06-01,{'2130-06-01' if i % 2 else ''},{i % 3 == 0:d}\n"
+        for i in range(30)
+    )
+    labs = "".join(
+        f"s{i},{id},2130-05-0{1 + i % 9} {10 + h}:30:00,2130-05-30,{h}.5\n"
+        for i in range(30)
+        for h, id in enumerate(("Na", "K"))
+    )
+    drugs = "".join(f"s{i},2130-05-0{1 + i % 9}T20:00,aspirin\n" for i in range(30))
+    (tmp_path / "stays.csv").write_text("stay_id,birth,admittime,dischtime,deathtime,died\n" + samples)
+    (tmp_path / "labs.csv").write_text("stay_id,test,charttime,storetime,result\n" + labs)
+    (tmp_path / "clinics.csv").write_text("subject_id,place_id,beds\n70,1,2\n71,1,3\n")
+    (tmp_path / "drugs.csv").write_text("stay_id,given,drug\n" + drugs)
+    text = write_draft(tmp_path).read_text()
+    assert 'origin = "admittime"' in text
+    assert text.count('unit = "datetime"') == 2
+    assert "window = 12\n" in text
+    assert "# clinics.csv: no column with the ids of the samples was recognised." in text
+    modalities, tasks = SOURCE.describe(tmp_path, FolderOptions())
+    assert {m.name: m.kind for m in modalities} == {"labs": "series", "drugs": "codes"}
+    assert [task.name for task in tasks] == ["died"]
+    store = prepare("folder", tmp_path, tmp_path / "store")
+    times = store.sample(0).modalities["labs"].times
+    assert times is not None
+    assert (times * 12).tolist() == pytest.approx([2.5, 3.5])
+
+
+def test_a_draft_says_what_dates_lack(tmp_path: Path) -> None:
+    (tmp_path / "stays.csv").write_text("stay_id,died\n" + "".join(f"s{i},{i % 2}\n" for i in range(9)))
+    (tmp_path / "labs.csv").write_text("stay_id,charttime,result\ns1,2130-05-01,2\ns1,2130-05-02,3\n")
+    text = write_draft(tmp_path).read_text()
+    assert "# charttime has dates, but no column of the samples says from when to count (origin)" in text
+    assert "# origin = " in text
