@@ -85,12 +85,13 @@ def loading(learner: Learner, store: Store, stage: Stage) -> float:
 
 def moments(learner: Learner, store: Store, stage: Stage) -> float:
     """Processor seconds of gathering the second moments of a stage's inputs, over as many as a commit sees."""
-    from flame_moe.continual.methods.base import SAMPLED
+    from flame_moe.continual.methods.base import share
     from flame_moe.continual.moments import gather
 
     def batches() -> Iterator[FlexiBatch]:
-        for loader in loaders(learner, store, stage).values():
-            yield from islice(loader.batches(np.random.default_rng(0)), SAMPLED)
+        each = loaders(learner, store, stage).values()
+        for loader in each:
+            yield from islice(loader.batches(np.random.default_rng(0)), share(len(each)))
 
     start = time.process_time()
     gather(learner.model, batches(), 0)

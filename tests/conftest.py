@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from flame_moe.data.store import Store
 from flame_moe.nn import products
 from flame_moe.report.figures import DRAWN
 from tests.example_stores import random_samples, write
+
+if TYPE_CHECKING:
+    from flame_moe.mllm.stream.tiers import Stream
 
 # Tests compare bits between processes; on a busy machine the probe of each could decide otherwise.
 os.environ.setdefault(products.VARIABLE, products.in_use())
@@ -50,6 +54,14 @@ def mllm_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
     """One cache of language models for all workers of the suite, so that a base model is trained once."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if hasattr(request.config, "workerinput") else base) / "mllm-cache"
+
+
+@pytest.fixture
+def stream(mllm_cache: Path) -> Stream:
+    """The small stream of language tasks, in order a."""
+    from tests.mllm_stream import small_stream  # brings transformers and peft, which few tests need
+
+    return small_stream(mllm_cache)
 
 
 @pytest.fixture(scope="module")

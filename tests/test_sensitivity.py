@@ -26,7 +26,7 @@ def begun(tiny_store: Store) -> Learner:
 def test_they_are_the_mean_square_of_each_rows_gradient_over_drawn_batches(
     begun: Learner, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAMPLED", 3)
+    monkeypatch.setattr(module, "SAMPLED", 6)
     context = context_of(begun, tiny_store, TASKS)
     model = context.model
     parts = {n: p for n, p in growables(model) if isinstance(p, StackedMatrix) and p.delta is not None}

@@ -19,9 +19,19 @@ from flame_moe.training.hooks import Hooks
 from flame_moe.training.problem import Problem
 from flame_moe.training.seeding import generator
 
-SAMPLED = 24
-"""Training batches of a task that a method looks at before it cuts an update: a second moment of 1,000 inputs is within
-some per cent of the best."""
+SAMPLED, LEAST = 24, 2
+"""Training batches of a stage that a method looks at before it cuts an update, and the fewest of a task among them.
+More do not help: docs/performance.md, "How many batches a commit looks at"."""
+
+
+def share(tasks: int) -> int:
+    """How many training batches of each of a stage's tasks are looked at: `SAMPLED` in all, never below `LEAST`.
+
+    Example:
+        >>> share(1), share(2), share(30)
+        (24, 12, 2)
+    """
+    return max(LEAST, SAMPLED // tasks)
 
 
 class Commit(NamedTuple):
@@ -125,10 +135,10 @@ class StageContext:
         return (batch for problem in self.problems.values() for batch in problem.train.batches(None))
 
     def sampled(self, purpose: str) -> Iterator[tuple[Problem, FlexiBatch]]:
-        """At most `SAMPLED` training batches of each of the stage's tasks, drawn by the seed for a purpose."""
+        """Some training batches, as many of each of the stage's tasks (`share`), drawn by the seed for a purpose."""
         for name, problem in self.problems.items():
             draw = generator(self.seed, purpose, self.stage, name)
-            yield from ((problem, batch) for batch in islice(problem.train.batches(draw), SAMPLED))
+            yield from ((problem, batch) for batch in islice(problem.train.batches(draw), share(len(self.problems))))
 
     @property
     def old_tasks(self) -> tuple[str, ...]:
