@@ -143,7 +143,7 @@ class OLora(Experts):
 
     name = "olora"
     label = "O-LoRA"
-    grid: ClassVar[Grid] = {"strength": (0.1, 0.5, 5.0)}
+    grid: ClassVar[Grid] = {"strength": (0.5, 5.0, 50.0, 500.0)}
 
     def teach(self, task: TaskData, say: Say) -> None:
         self._weights: list[tuple[Tensor, list[Tensor]]] | None = None

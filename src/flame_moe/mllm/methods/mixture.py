@@ -116,7 +116,6 @@ class PassCode(PassMoe):
     name = "pass-code"
     label = "PASs-MoE, as in the released code"
     preset = "reference_code"
-    grid: ClassVar[Grid] = {"strength": (300.0, 3000.0, 30000.0)}
 
 
 class MoeSoftmax(PassMoe):

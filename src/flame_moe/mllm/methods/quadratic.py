@@ -68,7 +68,7 @@ class Mas(Quadratic):
 
     name = "mas"
     label = "MAS"
-    grid: ClassVar[Grid] = {"strength": (1e-3, 1e-2, 1e-1, 1.0)}
+    grid: ClassVar[Grid] = {"strength": (1e-2, 1e-1, 1.0, 1e1, 1e2)}
 
     def measured(self, logits: Tensor, batch: Batch) -> Tensor:
         return logits[:, :-1][batch.labels[:, 1:] >= 0].float().square().mean(-1).sum()
