@@ -48,10 +48,11 @@ class Cut(NamedTuple):
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Two stages of the recipe."""
-    first = recipe.stages[0]
-    third = len(first.tasks) // 3
-    both = recipe.stages[:2]
+    first, both = recipe.stages[0], recipe.stages[:2]
     if len(both) == 1:
+        if len(first.tasks) < 2:
+            raise SystemExit(f"recipe '{recipe.name}' has one stage with one task: give one that learns two stages.")
+        third = max(1, len(first.tasks) // 3)
         both = tuple(first.model_copy(update={"tasks": t}) for t in (first.tasks[:third], first.tasks[third:]))
     return [stage.model_copy(update={"epochs": EPOCHS}) for stage in both]
 
